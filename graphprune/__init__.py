@@ -1,0 +1,1 @@
+"""graphprune: prune trained ONNX graphs, with proof."""

@@ -1,0 +1,1 @@
+"""The only place that touches protobuf and graphsurgeon: files, coupling, surgery, cost."""

@@ -1,0 +1,71 @@
+"""Values of tensors that do not depend on any input or weight: shape arithmetic, mostly."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from graphprune.errors import ModelError
+from graphprune.ir.graph import infer_shapes
+
+ROUNDS = 3
+"""Each round of folding lets shape inference see further, which lets the next fold more."""
+
+
+def constant_values(proto: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]]:
+    """Compute every integer or boolean node output that is the same for all inputs.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+        Weights are not looked at, so what is computed from them is not found.
+
+    Returns
+    -------
+    dict of str to ndarray
+        By tensor name; also what follows from the known extents of otherwise dynamic shapes.
+
+    Raises
+    ------
+    ModelError
+        When shape inference finds the graph contradictory.
+    """
+    G_LOGGER.severity = G_LOGGER.CRITICAL
+    logging.getLogger("onnx_graphsurgeon").setLevel(logging.CRITICAL)
+    produced = {name for node in proto.graph.node for name in node.output if name}
+    found: dict[str, npt.NDArray[np.generic]] = {}
+    bare = infer_shapes(proto)
+    for _ in range(ROUNDS):
+        before = len(found)
+        try:
+            graph = gs.import_onnx(bare).fold_constants(recurse_subgraphs=False, recurse_functions=False)
+        except Exception as error:  # graphsurgeon raises its own, ORT's and numpy's
+            raise ModelError("the graph's shape arithmetic cannot be folded", why=str(error)) from error
+        for name, tensor in graph.tensors().items():
+            if name in produced and isinstance(tensor, gs.Constant):
+                value = np.asarray(tensor.values)
+                if value.dtype.kind in "iub":
+                    found[name] = value
+        if len(found) == before:
+            break
+        bare = infer_shapes(_with_values(bare, found))
+    return found
+
+
+def _with_values(bare: onnx.ModelProto, values: dict[str, npt.NDArray[np.generic]]) -> onnx.ModelProto:
+    result = onnx.ModelProto()
+    result.CopyFrom(bare)
+    nodes = [node for node in result.graph.node if not all(name in values for name in node.output if name)]
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    known = {tensor.name for tensor in result.graph.initializer}
+    still_made = {name for node in nodes for name in node.output}
+    for name, value in values.items():
+        if name not in known and name not in still_made:
+            result.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return result

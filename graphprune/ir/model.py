@@ -1,0 +1,282 @@
+"""Load and save ONNX files: whole, checked, atomically, with external data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import external_data_helper, numpy_helper
+
+from graphprune.errors import ModelError, RecipeError
+
+PROTOBUF_LIMIT = 2**31 - 1
+"""Bytes that one protobuf message can hold; a larger model must keep its weights in external data."""
+
+FLOAT_TYPES = frozenset(
+    {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+        onnx.TensorProto.DOUBLE,
+    }
+)
+"""Element types whose initializers count as weights."""
+
+FIRST_WITHOUT_INPUTS = 4
+"""Since this IR version initializers need not be listed as graph inputs."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model in memory, all weights loaded, and where it came from.
+
+    Attributes
+    ----------
+    proto : onnx.ModelProto
+        The model; external data has been read into the initializers.
+    path : Path or None
+        The file that it was read from, None for a model made in memory.
+    sha256 : str
+        Hash of the .onnx file (of the serialised message for a model made in memory), hexadecimal.
+    file_bytes : int
+        Size of the file and of its external data files, in bytes.
+    external : bool
+        Whether the weights came from external data files; they are then saved the same way.
+    """
+
+    proto: onnx.ModelProto
+    path: Path | None
+    sha256: str
+    file_bytes: int
+    external: bool
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read and check an ONNX file.
+
+    Parameters
+    ----------
+    path : path-like
+        An ``.onnx`` file; its external data is read from the same folder.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    RecipeError
+        When there is no such file.
+    ModelError
+        When the file is empty, truncated, not ONNX, refused by ``onnx.checker``, or its external data is
+        missing.
+    """
+    path = Path(path)
+    where = str(path)
+    if not path.is_file():
+        raise RecipeError("the model file does not exist", where=where, hint="check the path")
+    data = path.read_bytes()
+    if not data:
+        raise ModelError("the model file is empty", where=where, hint="export the model again")
+    proto = _parse(data, where)
+    files = _external_files(proto, path.parent)
+    missing = [name for name in files if not name.is_file()]
+    if missing:
+        raise ModelError(
+            "the model's external data file is missing",
+            where=str(missing[0]),
+            hint="keep the data file beside the .onnx file, under the name that the model gives it",
+        )
+    _check(path if files else proto, where)
+    try:
+        external_data_helper.load_external_data_for_model(proto, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError("the model's external data cannot be read", where=where, why=str(error)) from error
+    size = len(data) + sum(name.stat().st_size for name in files)
+    return Model(proto, path, hashlib.sha256(data).hexdigest(), size, bool(files))
+
+
+def from_proto(proto: onnx.ModelProto) -> Model:
+    """Check a model made in memory and wrap it.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+        The model, all weights inside.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    ModelError
+        When ``onnx.checker`` refuses the model.
+    """
+    _check(proto, "the model given")
+    data = proto.SerializeToString(deterministic=True)
+    return Model(proto, None, hashlib.sha256(data).hexdigest(), len(data), external=False)
+
+
+def save(proto: onnx.ModelProto, path: str | os.PathLike[str], *, external: bool = False) -> int:
+    """Write a model atomically: the file is there whole, or what was there before is untouched.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+        The model; it is not changed.
+    path : path-like
+        The ``.onnx`` file to write. With external data, ``<name>.data`` is written beside it.
+    external : bool, default False
+        Whether to keep weights of 1 KiB and more in external data; done in any case above 2 GB.
+
+    Returns
+    -------
+    int
+        Bytes written, external data included.
+
+    Raises
+    ------
+    RecipeError
+        When the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise RecipeError("the output folder does not exist", where=str(path.parent), hint="create it first")
+    external = external or proto.ByteSize() > PROTOBUF_LIMIT
+    try:
+        with tempfile.TemporaryDirectory(prefix=".graphprune-", dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            if external:
+                copy = onnx.ModelProto()
+                copy.CopyFrom(proto)
+                onnx.save_model(
+                    copy,
+                    str(draft),
+                    save_as_external_data=True,
+                    location=f"{path.name}.data",
+                    size_threshold=1024,
+                )
+            else:
+                draft.write_bytes(proto.SerializeToString(deterministic=True))
+            return publish(draft, path)
+    except OSError as error:
+        raise RecipeError("the output cannot be written", where=str(path), why=str(error)) from error
+
+
+def publish(draft: Path, path: Path) -> int:
+    """Move a finished draft, and the data file beside it, to where it belongs; return the bytes moved."""
+    data = draft.with_name(f"{draft.name}.data")
+    moved = 0
+    # The data goes first: a reader never sees a model whose data is not there yet.
+    for source, target in ((data, path.with_name(f"{path.name}.data")), (draft, path)):
+        if source.exists():
+            moved += source.stat().st_size
+            os.replace(source, target)
+    return moved
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a text file atomically.
+
+    Raises
+    ------
+    RecipeError
+        When the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise RecipeError("the output folder does not exist", where=str(path.parent), hint="create it first")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".graphprune-", dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, path)
+    except OSError as error:
+        raise RecipeError("the report cannot be written", where=str(path), why=str(error)) from error
+
+
+def float_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Return the main graph's float initializers and float Constant nodes, by tensor name."""
+    found = {t.name: t for t in proto.graph.initializer if t.data_type in FLOAT_TYPES}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            for attribute in node.attribute:
+                if attribute.name == "value" and attribute.t.data_type in FLOAT_TYPES:
+                    found[node.output[0]] = attribute.t
+    return found
+
+
+def list_initializers(proto: onnx.ModelProto) -> int:
+    """List every initializer as a graph input, as IR versions before 4 demand; return how many were missing."""
+    if proto.ir_version >= FIRST_WITHOUT_INPUTS:
+        return 0
+    listed = {value.name for value in proto.graph.input}
+    missing = [tensor for tensor in proto.graph.initializer if tensor.name not in listed]
+    proto.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in missing)
+    return len(missing)
+
+
+def array(tensor: onnx.TensorProto) -> npt.NDArray[np.generic]:
+    """Return the values of a tensor whose data is in memory (bfloat16 as ``ml_dtypes.bfloat16``)."""
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise ModelError(
+            "the file is not an ONNX model, or it is truncated",
+            where=where,
+            why=str(error),
+            hint="export or download it again",
+        ) from error
+    if not proto.HasField("graph") or not proto.graph.node:
+        raise ModelError("the file holds no ONNX graph", where=where, hint="give an .onnx file with a graph")
+    return proto
+
+
+def _check(model: onnx.ModelProto | Path, where: str) -> None:
+    try:
+        onnx.checker.check_model(str(model) if isinstance(model, Path) else model)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise ModelError(
+            "onnx.checker refuses the model",
+            where=where,
+            why=str(error).strip().splitlines()[0],
+            hint="export the model again; python -m onnx.checker shows the whole complaint",
+        ) from error
+
+
+def _external_files(proto: onnx.ModelProto, folder: Path) -> list[Path]:
+    names: dict[str, None] = {}
+    for tensor in _tensors(proto):
+        if external_data_helper.uses_external_data(tensor):
+            names[external_data_helper.ExternalDataInfo(tensor).location] = None
+    return [folder / name for name in names]
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of the model, those of subgraphs and Constant nodes included."""
+    graphs = [proto.graph]
+    while graphs:
+        graph = graphs.pop()
+        yield from graph.initializer
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                graphs.extend(attribute.graphs)

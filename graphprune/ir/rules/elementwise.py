@@ -1,0 +1,109 @@
+"""Operators that act on every position by itself, with one input or with several that are broadcast.
+
+What happens to a removed position inside is without effect: it is masked where it is consumed.
+
+Reference: https://onnx.ai/onnx/operators/, https://onnx.ai/onnx/repo-docs/Broadcasting.html
+"""
+
+from __future__ import annotations
+
+from graphprune.ir.coupler import Coupler
+from graphprune.ir.graph import Node
+from graphprune.ir.rules.rule import Rule
+
+UNARY = [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "BitwiseNot",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Cos",
+    "Cosh",
+    "Dropout",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Log",
+    "Mish",
+    "Neg",
+    "Not",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+]
+"""The first input is the data; any others are scalars (Clip's bounds, Dropout's ratio)."""
+
+BROADCAST = [
+    "Add",
+    "And",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "Pow",
+    "PRelu",
+    "Sub",
+    "Sum",
+    "Where",
+    "Xor",
+]
+
+
+def couple_unary(node: Node, coupler: Coupler) -> None:
+    """Hand the ids of the first input on to every output (Dropout's mask included)."""
+    for name in node.outputs:
+        coupler.set(name, coupler.ids(node.input(0)))
+
+
+def couple_broadcast(node: Node, coupler: Coupler) -> None:
+    """Join the inputs position by position."""
+    if "axis" in node.attributes:
+        coupler.freeze_node(node, f"{node.op} with the axis attribute of operator sets before 7")
+    elif coupler.ranked(node):
+        coupler.set(node.outputs[0], coupler.merge(node, [name for name in node.inputs if name]))
+
+
+RULES = {
+    **{op: Rule(couple_unary) for op in UNARY},
+    **{op: Rule(couple_broadcast) for op in BROADCAST},
+}

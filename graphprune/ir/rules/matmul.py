@@ -1,0 +1,58 @@
+"""Gemm and MatMul.
+
+y[.., m, n] = sum over k of a[.., m, k] * b[.., k, n]: the contracted axes of both operands are the same positions;
+rows, columns and batch axes pass through, the batch axes broadcast.
+
+References: https://onnx.ai/onnx/operators/onnx__Gemm.html, https://onnx.ai/onnx/operators/onnx__MatMul.html
+"""
+
+from __future__ import annotations
+
+from graphprune.ir.atoms import Reason, along
+from graphprune.ir.coupler import Coupler
+from graphprune.ir.graph import Node
+from graphprune.ir.rules.rule import Rule
+from graphprune.ir.units import Contraction
+
+
+def couple_gemm(node: Node, coupler: Coupler) -> None:
+    """Couple alpha * A' B' + beta * C, where A' and B' may be transposed and C is broadcast."""
+    if not coupler.ranked(node):
+        return
+    left, right, bias = node.input(0), node.input(1), node.input(2)
+    left_axis = 0 if node.attributes.get("transA", 0) else 1
+    right_axis = 1 if node.attributes.get("transB", 0) else 0
+    _contract(node, coupler, left_axis, right_axis, 1 - right_axis)
+    rows, columns = coupler.vector(left, 1 - left_axis), coupler.vector(right, 1 - right_axis)
+    result = [along(ids, 2, axis) for axis, ids in enumerate((rows, columns)) if ids is not None]
+    coupler.set(node.outputs[0], result)
+    if bias:
+        coupler.set(node.outputs[0], coupler.merge(node, [node.outputs[0], bias]))
+
+
+def couple_matmul(node: Node, coupler: Coupler) -> None:
+    """Couple a (batched) matrix product."""
+    if not coupler.ranked(node):
+        return
+    left, right = node.input(0), node.input(1)
+    left_rank, right_rank = (len(coupler.shape(name) or ()) for name in (left, right))
+    if min(left_rank, right_rank) < 2:
+        coupler.freeze_node(node, "MatMul with a vector")
+        return
+    _contract(node, coupler, left_rank - 1, right_rank - 2, right_rank - 1)
+    rank = max(left_rank, right_rank)
+    batch = list(range(-rank, -2))
+    coupler.set(node.outputs[0], coupler.merge(node, [left, right], only=[[*batch, -2], [*batch, -1]]))
+
+
+def _contract(node: Node, coupler: Coupler, left_axis: int, right_axis: int, output_axis: int) -> None:
+    reason = Reason(node.label, node.op, f"the positions that {node.op} sums over are not known")
+    left, right = node.input(0), node.input(1)
+    coupler.join(coupler.vector(left, left_axis), coupler.vector(right, right_axis), reason)
+    if left in coupler.graph.constants and right not in coupler.graph.constants:
+        coupler.contract(Contraction(node, 1, 0, right_axis, left_axis, len(coupler.shape(left) or ()) - 2))
+    else:
+        coupler.contract(Contraction(node, 0, 1, left_axis, right_axis, output_axis))
+
+
+RULES = {"Gemm": Rule(couple_gemm), "MatMul": Rule(couple_matmul)}

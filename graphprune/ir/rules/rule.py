@@ -1,0 +1,30 @@
+"""What a rule is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import onnx
+
+if TYPE_CHECKING:
+    from graphprune.ir.coupler import Coupler
+    from graphprune.ir.edit import Edit
+    from graphprune.ir.graph import Node
+
+
+class Rule(NamedTuple):
+    """What graphprune knows of one operator.
+
+    Attributes
+    ----------
+    couple : callable
+        Reads the ids of the node's inputs, says which are the same or must stay, sets those of its outputs.
+        It must deal with every input: one that it does not mention would be sliced without its knowledge.
+    patch : callable, optional
+        Mends attributes and shape constants of a copy of the node once the positions that stay are known.
+        Called only where an input or output of the node changes.
+    """
+
+    couple: Callable[[Node, Coupler], None]
+    patch: Callable[[Node, onnx.NodeProto, Edit], None] | None = None

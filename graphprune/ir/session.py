@@ -1,0 +1,138 @@
+"""The one place that opens ONNX Runtime sessions and turns its exceptions into ours."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from graphprune.errors import ModelError
+from graphprune.ir.model import PROTOBUF_LIMIT, save
+
+ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
+"""What a session can be opened from: a file, a serialised model, or a model in memory."""
+
+Feeds: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
+"""One call's inputs, by name."""
+
+# ONNX Runtime's exceptions share no base below Exception; a name that a version lacks is passed over.
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    ValueError,
+    *(
+        getattr(ort_state, name)
+        for name in (
+            "EPFail",
+            "EngineError",
+            "Fail",
+            "InvalidArgument",
+            "InvalidGraph",
+            "InvalidProtobuf",
+            "ModelLoaded",
+            "NoModel",
+            "NoSuchFile",
+            "NotImplemented",
+            "RuntimeException",
+        )
+        if hasattr(ort_state, name)
+    ),
+)
+
+
+def open_session(model: ModelLike, *, threads: int = 0) -> ort.InferenceSession:
+    """Open an ONNX Runtime session on the CPU.
+
+    Parameters
+    ----------
+    model : path-like, bytes or onnx.ModelProto
+        A model with external data is best given as a path. A ``ModelProto`` over 2 GB goes through a
+        temporary file.
+    threads : int, default 0
+        Threads inside one operator; 0 leaves the number to ONNX Runtime. Operators run one after another.
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+
+    Raises
+    ------
+    ModelError
+        When ONNX Runtime refuses the model.
+    """
+    if isinstance(model, onnx.ModelProto):
+        if model.ByteSize() > PROTOBUF_LIMIT:
+            return _open_large(model, threads)
+        return _open(model.SerializeToString(), threads, "the model in memory")
+    if isinstance(model, bytes):
+        return _open(model, threads, "the model in memory")
+    return _open(os.fspath(model), threads, os.fspath(model))
+
+
+def run_session(
+    session: ort.InferenceSession, feeds: Feeds, outputs: Sequence[str] | None = None, *, where: str = ""
+) -> list[Any]:
+    """Run a session once.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession
+    feeds : mapping of str to array
+        Every input by name.
+    outputs : sequence of str, optional
+        The outputs wanted; all when left out.
+    where : str, optional
+        What the error message calls the model; the name of its graph when left out.
+
+    Returns
+    -------
+    list
+        The outputs' values, in order.
+
+    Raises
+    ------
+    ModelError
+        When ONNX Runtime cannot run the model on these inputs.
+    """
+    try:
+        return list(session.run(outputs, dict(feeds)))
+    except _ORT_ERRORS as error:
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+        raise ModelError(
+            "ONNX Runtime cannot run the model",
+            where=f"{where or session.get_modelmeta().graph_name}, inputs {shapes}",
+            why=str(error).strip(),
+            hint="check that the model runs on inputs of these shapes; many models take one batch size only",
+        ) from error
+
+
+def _open(source: str | bytes, threads: int, where: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # Idle worker threads spin for a while after a run: they would steal the cores from the session timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as error:
+        raise ModelError(
+            "ONNX Runtime cannot load the model",
+            where=where,
+            why=str(error).strip(),
+            hint="check that the installed onnxruntime knows the model's operators and opset",
+        ) from error
+
+
+def _open_large(model: onnx.ModelProto, threads: int) -> ort.InferenceSession:
+    # Windows may still hold the weights mapped when the folder goes.
+    with tempfile.TemporaryDirectory(prefix="graphprune-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        save(model, path, external=True)
+        return _open(str(path), threads, "the model in memory")
