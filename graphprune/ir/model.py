@@ -230,6 +230,18 @@ def array(tensor: onnx.TensorProto) -> npt.NDArray[np.generic]:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
+def replace_values(tensor: onnx.TensorProto, values: npt.NDArray[np.generic]) -> None:
+    """Give a tensor other values, of the same element type; its name and notes stay."""
+    replacement = onnx.TensorProto(
+        name=tensor.name,
+        data_type=tensor.data_type,
+        dims=values.shape,
+        raw_data=np.ascontiguousarray(values).tobytes(),
+        doc_string=tensor.doc_string,
+    )
+    tensor.CopyFrom(replacement)
+
+
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:

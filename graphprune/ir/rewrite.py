@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
 from graphprune.ir.edit import set_input
 from graphprune.ir.folding import constant_values
 from graphprune.ir.graph import DEFAULT_DOMAINS, Graph, Node
-from graphprune.ir.model import FIRST_WITHOUT_INPUTS, array, list_initializers
+from graphprune.ir.model import FIRST_WITHOUT_INPUTS, array, list_initializers, replace_values
+
 
 def constants_to_initializers(proto: onnx.ModelProto) -> int:
     """Turn Constant nodes into initializers of the same name."""
@@ -129,8 +129,10 @@ def fold_batch_normalization(proto: onnx.ModelProto) -> int:
         weight = array(tensors[conv.inputs[1]]).astype(np.float64)
         bias = array(tensors[conv.inputs[2]]).astype(np.float64) if conv.input(2) else np.zeros_like(shift)
         bias_name = conv.input(2) or node.inputs[2]
-        _store(tensors[conv.inputs[1]], weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
-        _store(tensors[bias_name], factor * (bias - mean) + shift)
+        scaled = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        replace_values(tensors[conv.inputs[1]], scaled.astype(array(tensors[conv.inputs[1]]).dtype))
+        shifted = factor * (bias - mean) + shift
+        replace_values(tensors[bias_name], shifted.astype(array(tensors[bias_name]).dtype))
         set_input(conv.proto, 2, bias_name)
         conv.proto.output[0] = node.outputs[0]
         folded.add(node.outputs[0])
@@ -148,11 +150,6 @@ def _foldable(graph: Graph, conv: Node, node: Node) -> bool:
         and between not in graph.outputs
         and all(graph.is_float(name) and len(graph.consumers[name]) == 1 for name in parameters if name)
     )
-
-
-def _store(tensor: onnx.TensorProto, values: npt.NDArray[np.float64]) -> None:
-    stored = numpy_helper.from_array(values.astype(array(tensor).dtype), tensor.name)
-    tensor.CopyFrom(stored)
 
 
 def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:

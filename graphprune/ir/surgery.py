@@ -8,7 +8,7 @@ import onnx
 
 from graphprune.ir.edit import Edit, kept_extents
 from graphprune.ir.graph import Graph, Node
-from graphprune.ir.model import array, list_initializers
+from graphprune.ir.model import array, list_initializers, replace_values
 from graphprune.ir.rules import RULES
 from graphprune.ir.units import BoolArray, Coupling
 
@@ -90,14 +90,9 @@ def slice_tensor(tensor: onnx.TensorProto, keep: BoolArray) -> onnx.TensorProto:
     keep : ndarray of bool
         Broadcastable to the tensor's shape.
     """
-    values = take(array(tensor), keep)
-    return onnx.TensorProto(
-        name=tensor.name,
-        data_type=tensor.data_type,
-        dims=values.shape,
-        raw_data=np.ascontiguousarray(values).tobytes(),
-        doc_string=tensor.doc_string,
-    )
+    result = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, doc_string=tensor.doc_string)
+    replace_values(result, take(array(tensor), keep))
+    return result
 
 
 def take(values: npt.NDArray[np.generic], keep: BoolArray) -> npt.NDArray[np.generic]:

@@ -105,7 +105,7 @@ def _bounds(node: Node, graph: Graph, rank: int) -> dict[int, slice] | None:
         if any(name and value is None for name, value in zip(node.inputs[1:], values, strict=True)):
             return None
         given = [None if value is None else value.ravel().tolist() for value in values]
-    starts, ends, axes, steps = (given + [None, None])[:4]
+    starts, ends, axes, steps = [*given, None, None][:4]
     if starts is None or ends is None:
         return None
     axes = range(len(starts)) if axes is None else axes

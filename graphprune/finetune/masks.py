@@ -1,0 +1,159 @@
+"""Keep what pruning set to zero at zero, through any torch optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from graphprune.errors import ModelError, RecipeError
+from graphprune.finetune.module import GraphModule
+
+
+class Masks:
+    """Holds the zeros of a module's weights in place.
+
+    Nothing needs to be called in the training loop. The gradient of a zero is set to zero as soon as it is
+    there, so that SGD, Adam and their like, momentum and weight decay included, never move it; and the zeros
+    are set again before every forward pass and before `to_onnx` writes, so that no optimizer's own state or
+    update rule reaches the network or the file. With `attach` they are set again after each step of an
+    optimizer, too.
+
+    Parameters
+    ----------
+    module : GraphModule
+        The module, with the pruned weights in it.
+    names : iterable of str
+        ONNX names of the initializers to hold; every weight of theirs that is 0 now stays 0.
+
+    Attributes
+    ----------
+    zeros : dict of str to torch.Tensor
+        For each ONNX name, a bool tensor of the weight's shape: True where the weight stays 0.
+
+    Raises
+    ------
+    ModelError
+        When the module has no parameter of a given name.
+
+    Notes
+    -----
+    Copying a module (``copy.deepcopy``) does not copy its masks: make them again for the copy.
+    """
+
+    def __init__(self, module: GraphModule, names: Iterable[str]) -> None:
+        self.module = module
+        self.zeros: dict[str, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        for name in names:
+            try:
+                parameter = module.parameter_of(name)
+            except KeyError:
+                raise ModelError(
+                    "the module has no weight of this name to mask",
+                    where=name,
+                    hint="load the pruned model that the ledger was written with",
+                ) from None
+            self.zeros[name] = parameter.detach() == 0
+            register: Any = parameter.register_post_accumulate_grad_hook  # torch leaves it untyped
+            self._handles.append(register(self._gradient_hook(name)))
+        module.constraints.append(self.apply)
+
+    @classmethod
+    def from_ledger(cls, module: GraphModule, ledger: Mapping[str, Any]) -> Masks:
+        """Make the masks of the weights that a pruning run set to zero.
+
+        Parameters
+        ----------
+        module : GraphModule
+            `to_torch` of the pruned file.
+        ledger : mapping
+            The run's ledger; ``zeroed`` gives for each initializer the number of weights set to zero in it.
+
+        Returns
+        -------
+        Masks
+
+        Raises
+        ------
+        RecipeError
+            When the ledger has no ``zeroed``.
+        ModelError
+            When the module lacks an initializer of the ledger or has fewer zeros than the ledger says.
+        """
+        zeroed = ledger.get("zeroed")
+        if not isinstance(zeroed, Mapping):
+            raise RecipeError(
+                "the ledger does not say which initializers hold zeros",
+                where='"zeroed"',
+                hint="give the report that graphprune wrote with the model (--report)",
+            )
+        masks = cls(module, [name for name, count in zeroed.items() if count])
+        for name, zeros in masks.zeros.items():
+            if int(zeros.sum()) < zeroed[name]:
+                masks.remove()
+                raise ModelError(
+                    "the weight has fewer zeros than the ledger says",
+                    where=name,
+                    why=f"{int(zeros.sum())} zeros, {zeroed[name]} in the ledger",
+                    hint="load the pruned model that the ledger was written with",
+                )
+        return masks
+
+    def apply(self) -> None:
+        """Set the masked weights to zero now."""
+        for name in self.zeros:
+            # .data, since autograd need not know: the values are the same wherever the optimizer left them.
+            parameter = self.module.parameter_of(name)
+            parameter.data.masked_fill_(self._zeros_on(name, parameter), 0.0)
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Set the masked weights to zero after every step of an optimizer, too.
+
+        Needed only to read the weights between a step and the next forward pass when the optimizer moves
+        weights whose gradient is zero: one with state from before the masks, or one that mixes a matrix's
+        gradients.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            An optimizer over the module's parameters.
+
+        Returns
+        -------
+        torch.utils.hooks.RemovableHandle
+            Its ``remove()`` detaches.
+        """
+
+        def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.apply()
+
+        handle = optimizer.register_step_post_hook(after_step)
+        self._handles.append(handle)
+        return handle
+
+    def remove(self) -> None:
+        """Let the weights go: undo every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self.apply in self.module.constraints:
+            self.module.constraints.remove(self.apply)
+
+    def _zeros_on(self, name: str, parameter: Tensor) -> Tensor:
+        """Return the mask on the parameter's device, where it then stays."""
+        if self.zeros[name].device != parameter.device:
+            self.zeros[name] = self.zeros[name].to(parameter.device)
+        return self.zeros[name]
+
+    def _gradient_hook(self, name: str) -> Any:
+        def hook(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                with torch.no_grad():
+                    parameter.grad.masked_fill_(self._zeros_on(name, parameter), 0.0)
+
+        return hook

@@ -1,0 +1,226 @@
+"""An ONNX graph as a torch module, and back: train the very graph that will be deployed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import onnx
+from torch import Tensor, nn
+
+from graphprune.errors import ModelError
+from graphprune.finetune import graph
+from graphprune.finetune.tensors import store
+from graphprune.ir.model import Model, float_tensors, from_proto, load, save
+
+
+class GraphModule(nn.Module):
+    """A torch module that interprets the main graph of an ONNX model. Made by `to_torch`.
+
+    Float initializers and float Constant nodes are parameters, so that any torch optimizer trains them.
+    Running statistics of BatchNormalization, settings such as Clip's bounds and scalars of rank 0 are
+    buffers. ``train()`` and ``eval()`` switch BatchNormalization and Dropout.
+
+    Parameters
+    ----------
+    model : Model
+        The model; it is copied.
+
+    Attributes
+    ----------
+    initializer_names : dict of str to str
+        The ONNX name of every float parameter and buffer, by its torch name. The two differ where the ONNX
+        name holds a dot, which torch forbids, or is taken.
+    input_names : tuple of str
+        Graph inputs without an initializer, in order: the arguments of the module.
+    output_names : tuple of str
+        Graph outputs, in order.
+    constraints : list of callable
+        Called without arguments before every forward pass and before `to_onnx` writes; `Masks` puts itself
+        here.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+        self.model = replace(model, proto=proto)
+        self.constraints: list[Callable[[], None]] = []
+        self.initializer_names: dict[str, str] = {}
+        self.steps = graph.steps(proto)
+        values = graph.constants(proto)
+        self.input_names = tuple(entry.name for entry in proto.graph.input if entry.name not in values)
+        self.output_names = tuple(entry.name for entry in proto.graph.output)
+        floats = float_tensors(proto)
+        weights = graph.trained(proto, values, floats)
+        self._torch_names: dict[str, str] = {}
+        for name, value in values.items():
+            torch_name = self._free_name(name)
+            self._torch_names[name] = torch_name
+            if name in weights:
+                self.register_parameter(torch_name, nn.Parameter(value))
+            else:
+                self.register_buffer(torch_name, value, persistent=name in floats)
+            if name in floats:
+                self.initializer_names[torch_name] = name
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The steps hold functions that cannot be pickled, and the constraints belong to this module's weights.
+        return {**self.__dict__, "steps": (), "constraints": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        restore: Any = super().__setstate__  # torch leaves it untyped
+        restore(state)
+        self.steps = graph.steps(self.model.proto)
+
+    def _free_name(self, name: str) -> str:
+        candidate = name.replace(".", "_")
+        while hasattr(self, candidate):
+            candidate += "_"
+        return candidate
+
+    def parameter_of(self, name: str) -> nn.Parameter:
+        """Return the parameter that an ONNX initializer (or Constant node's output) became.
+
+        Parameters
+        ----------
+        name : str
+            Its name in the ONNX graph.
+
+        Returns
+        -------
+        torch.nn.Parameter
+
+        Raises
+        ------
+        KeyError
+            When no parameter has this ONNX name.
+        """
+        value = getattr(self, self._torch_names[name])
+        if not isinstance(value, nn.Parameter):
+            raise KeyError(name)
+        return value
+
+    def forward(self, *inputs: Tensor, **by_name: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run the graph.
+
+        Parameters
+        ----------
+        *inputs : torch.Tensor
+            Graph inputs in the order of ``input_names``.
+        **by_name : torch.Tensor
+            Further graph inputs by their ONNX names.
+
+        Returns
+        -------
+        torch.Tensor or tuple of torch.Tensor
+            The graph's output, a tuple where it has several.
+
+        Raises
+        ------
+        TypeError
+            When an input is missing, unknown, or given twice.
+        """
+        values = self._bind(inputs, by_name)
+        for constraint in self.constraints:
+            constraint()
+        for name, torch_name in self._torch_names.items():
+            values[name] = getattr(self, torch_name)
+        for step in self.steps:
+            step.run(values, self.training)
+        outputs = tuple(values[name] for name in self.output_names)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _bind(self, inputs: tuple[Tensor, ...], by_name: dict[str, Tensor]) -> dict[str, Tensor]:
+        if len(inputs) > len(self.input_names):
+            raise TypeError(f"{len(inputs)} inputs were given, and the graph has {len(self.input_names)}")
+        bound = dict(zip(self.input_names, inputs, strict=False))
+        for name, value in by_name.items():
+            if name not in self.input_names or name in bound:
+                raise TypeError(f"input {name!r} is {'given twice' if name in bound else 'unknown to the graph'}")
+            bound[name] = value
+        missing = [name for name in self.input_names if name not in bound]
+        if missing:
+            raise TypeError(f"inputs are missing: {', '.join(missing)}")
+        return bound
+
+
+def to_torch(path_or_model: str | os.PathLike[str] | onnx.ModelProto | Model) -> GraphModule:
+    """Make a torch module that computes what an ONNX model computes, with its weights as parameters.
+
+    Parameters
+    ----------
+    path_or_model : path-like, onnx.ModelProto or Model
+        The model. Operator set 7 or newer.
+
+    Returns
+    -------
+    GraphModule
+        In evaluation mode, as the graph is.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        When the graph has an operator that the interpreter does not know.
+    ModelError
+        When the model cannot be read.
+    RecipeError
+        When there is no such file.
+    """
+    if isinstance(path_or_model, Model):
+        model = path_or_model
+    elif isinstance(path_or_model, onnx.ModelProto):
+        model = from_proto(path_or_model)
+    else:
+        model = load(path_or_model)
+    module = GraphModule(model)
+    module.eval()
+    return module
+
+
+def to_onnx(module: nn.Module, path: str | os.PathLike[str]) -> int:
+    """Write a module's weights back into the very graph that it was made from.
+
+    Nodes, names, metadata and all else stay as they were read, and a weight that has not changed stays the
+    same to the bit. The file appears whole or not at all.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A module made by `to_torch`.
+    path : path-like
+        The ``.onnx`` file to write; weights go beside it into external data where they came from there.
+
+    Returns
+    -------
+    int
+        Bytes written.
+
+    Raises
+    ------
+    TypeError
+        When the module was not made by `to_torch`.
+    ModelError
+        When a weight's shape has changed or it is not finite any more.
+    RecipeError
+        When the folder does not exist or cannot be written.
+    """
+    if not isinstance(module, GraphModule):
+        raise TypeError("to_onnx writes modules made by to_torch; unwrap yours first (.module)")
+    for constraint in module.constraints:
+        constraint()
+    proto = onnx.ModelProto()
+    proto.CopyFrom(module.model.proto)
+    floats = float_tensors(proto)
+    for torch_name, name in module.initializer_names.items():
+        value = getattr(module, torch_name)
+        if isinstance(value, nn.Parameter) and value.requires_grad and not value.isfinite().all():
+            raise ModelError(
+                "a weight is infinite or not a number: the training diverged",
+                where=name,
+                hint="train again with a smaller learning rate",
+            )
+        store(value, floats[name])
+    return save(proto, path, external=module.model.external)

@@ -1,0 +1,62 @@
+"""What an operator function is given beside its input tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node as its operator function sees it.
+
+    Attributes
+    ----------
+    attributes : dict
+        Attribute values by name: int, float, str, list of them, or ``torch.Tensor``.
+    opset : int
+        Version of the default operator set that the model imports, >= 7.
+    outputs : int
+        Number of outputs that the node names, >= 1.
+    training : bool
+        Whether the module is in training mode.
+    """
+
+    attributes: dict[str, Any]
+    opset: int
+    outputs: int = 1
+    training: bool = False
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an attribute's value, or the default where the node leaves it out."""
+        return self.attributes.get(name, default)
+
+    def ints(self, name: str, given: Tensor | None) -> list[int] | None:
+        """Return a list that older operator sets give as an attribute and newer ones as an input.
+
+        Parameters
+        ----------
+        name : str
+            The attribute's name.
+        given : torch.Tensor or None
+            The input of the same meaning, an int tensor of rank 0 or 1.
+
+        Returns
+        -------
+        list of int or None
+            None where the node gives neither.
+        """
+        if given is not None:
+            return [int(value) for value in given.reshape(-1).tolist()]
+        value = self.attributes.get(name)
+        return None if value is None else [int(item) for item in value]
+
+
+Operator: TypeAlias = Callable[..., "Tensor | tuple[Tensor, ...]"]
+"""``function(call, *inputs)``: an omitted optional input is None, or not passed when it comes last."""
+
+Restriction: TypeAlias = Callable[[Call], str]
+"""Says why a node's attributes cannot be interpreted, or the empty string when they can."""

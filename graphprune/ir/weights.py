@@ -1,0 +1,96 @@
+"""Values of the weights that contractions read, by the position that they are contracted over."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from graphprune.ir.graph import Graph
+from graphprune.ir.model import array
+from graphprune.ir.units import Contraction
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def constant_value(graph: Graph, name: str) -> npt.NDArray[np.generic] | None:
+    """Return the value of an initializer, or of what is computed from initializers alone; None otherwise."""
+    if name in graph.initializers:
+        return array(graph.initializers[name])
+    if name not in graph.constants:
+        return None
+    nodes, names, pending = set(), set(), [name]
+    while pending:
+        current = pending.pop()
+        if current in graph.initializers:
+            names.add(current)
+        elif current:
+            nodes.add(graph.producer[current].index)
+            pending.extend(graph.producer[current].inputs)
+    output = onnx.ValueInfoProto(name=name)
+    small = onnx.helper.make_graph(
+        [graph.nodes[index].proto for index in sorted(nodes)],
+        "constant",
+        [],
+        [output],
+        [graph.initializers[source] for source in names],
+    )
+    model = onnx.helper.make_model(small, opset_imports=graph.proto.opset_import)
+    (value,) = ReferenceEvaluator(model).run([name], {})
+    return np.asarray(value)
+
+
+def contracted_matrix(graph: Graph, contraction: Contraction) -> FloatArray | None:
+    """Return the weight as [contracted positions, output channels], its other axes summed up.
+
+    Parameters
+    ----------
+    graph : Graph
+    contraction : Contraction
+        One that sums over units.
+
+    Returns
+    -------
+    ndarray of float64, shape (positions, outputs), or None
+        Entry (i, o) is the sum of the weights between input position i and output channel o, 0 where they are in
+        different groups; None when the second operand is an activation too.
+    """
+    by_position = _by_position(graph, contraction)
+    if by_position is None:
+        return None
+    summed: FloatArray = by_position.sum(axis=2)
+    if contraction.groups == 1:
+        return summed
+    per_group, outputs = summed.shape
+    matrix = np.zeros((per_group * contraction.groups, outputs))
+    for group in range(contraction.groups):
+        columns = slice(group * outputs // contraction.groups, (group + 1) * outputs // contraction.groups)
+        matrix[group * per_group : (group + 1) * per_group, columns] = summed[:, columns]
+    return matrix
+
+
+def contracted_norms(graph: Graph, contraction: Contraction) -> FloatArray:
+    """Return the squared norm of the weights that read each contracted position.
+
+    Returns
+    -------
+    ndarray of float64, shape (positions,)
+        Ones when the second operand is an activation too.
+    """
+    by_position = _by_position(graph, contraction)
+    if by_position is None:
+        extent = (graph.shape(contraction.node.input(contraction.data)) or ())[contraction.data_axis or 0]
+        return np.ones(extent if isinstance(extent, int) else 1)
+    squares = (by_position**2).sum(axis=2)
+    return np.asarray(squares.reshape(len(squares), contraction.groups, -1).sum(axis=2).T.ravel())
+
+
+def _by_position(graph: Graph, contraction: Contraction) -> FloatArray | None:
+    """The weight as [positions of one group, output channels, everything else]."""
+    value = constant_value(graph, contraction.node.input(contraction.weight))
+    if value is None:
+        return None
+    axes = (contraction.weight_axis, contraction.output_axis)
+    moved = np.moveaxis(value.astype(np.float64), axes, (0, 1))
+    return np.asarray(moved.reshape(*moved.shape[:2], -1))

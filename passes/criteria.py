@@ -1,0 +1,163 @@
+"""Scores of units: the higher, the sooner a unit goes. One function a criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from graphprune.ir.units import FROZEN, BoolArray, Contraction, Coupling, Group
+from graphprune.ir.weights import contracted_norms
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Moments(Protocol):
+    """What has been measured along one axis of one tensor; arrays of shape (channels,)."""
+
+    @property
+    def count(self) -> int:
+        """Values per channel."""
+
+    @property
+    def mean(self) -> FloatArray:
+        """Mean value."""
+
+    @property
+    def zeros(self) -> FloatArray | None:
+        """Number of values <= 0."""
+
+    @property
+    def squares(self) -> FloatArray | None:
+        """Sum of squares."""
+
+
+Statistics = Mapping[tuple[str, int], Moments]
+"""By tensor name and axis."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of all units.
+
+    Attributes
+    ----------
+    values : ndarray of float64, shape (units,)
+        The higher, the sooner the unit goes; comparable within a group.
+    criteria : tuple of str
+        For every group the criterion that its units were scored by.
+    dead : ndarray of bool, shape (units,)
+        Units that do nothing: always inactive on the calibration data, or with no weight going in or out.
+    """
+
+    values: FloatArray
+    criteria: tuple[str, ...]
+    dead: BoolArray
+
+
+def score(coupling: Coupling, statistics: Statistics, criterion: str) -> Scores:
+    """Score every unit.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    statistics : mapping of (tensor, axis) to Moments
+    criterion : str
+        A key of `CRITERIA`. Units that it says nothing of are scored by ``activation``.
+
+    Returns
+    -------
+    Scores
+    """
+    values = CRITERIA[criterion](coupling, statistics)
+    fallback = activation(coupling, statistics)
+    known = ~np.isnan(values)
+    names = []
+    for group in coupling.groups:
+        whole = bool(known[group.units].all())
+        names.append(criterion if whole else "activation")
+        if not whole:
+            values[group.units] = fallback[group.units]
+    return Scores(values, tuple(names), _dead(coupling, statistics))
+
+
+def apoz(coupling: Coupling, statistics: Statistics) -> FloatArray:
+    """Average percentage of zeros (Hu et al. 2016, Network Trimming, equation 1), as a fraction in [0, 1].
+
+    Over all samples and all positions that carry the unit in the tensors that its consumers read, where these come
+    from a ReLU-like operator; NaN for a unit without such a tensor.
+    """
+    zeros, count = np.zeros(coupling.units), np.zeros(coupling.units)
+    for units, moments in measured(coupling, statistics):
+        if moments.zeros is not None:
+            free = units != FROZEN
+            np.add.at(zeros, units[free], moments.zeros[free])
+            np.add.at(count, units[free], float(moments.count))
+    return np.asarray(np.divide(zeros, count, out=np.full(coupling.units, np.nan), where=count > 0))
+
+
+def activation(coupling: Coupling, statistics: Statistics) -> FloatArray:
+    """Minus the mean energy that a unit adds to its consumers: E[x^2] * |w|^2, as in Wanda (Sun et al. 2023)."""
+    energy = np.zeros(coupling.units)
+    for contraction in coupling.contractions:
+        moments = _of(contraction, statistics)
+        units = _units(coupling, contraction)
+        if moments is None or units is None:
+            continue
+        # After a ReLU-like operator only the mean is measured; its square stands in for the mean square.
+        square = moments.mean**2 if moments.squares is None else moments.squares / max(moments.count, 1)
+        free = units != FROZEN
+        np.add.at(energy, units[free], (square * contracted_norms(coupling.graph, contraction))[free])
+    return -energy
+
+
+CRITERIA: dict[str, Callable[[Coupling, Statistics], FloatArray]] = {"apoz": apoz, "activation": activation}
+
+
+def measured(coupling: Coupling, statistics: Statistics) -> Iterator[tuple[npt.NDArray[np.int64], Moments]]:
+    """Unit numbers and moments of every activation that a contraction reads, each tensor once."""
+    seen = set()
+    for contraction in coupling.contractions:
+        units, moments = _units(coupling, contraction), _of(contraction, statistics)
+        key = (contraction.node.input(contraction.data), contraction.data_axis)
+        if units is not None and moments is not None and key not in seen:
+            seen.add(key)
+            yield units, moments
+
+
+def normalised(group: Group, scores: Scores) -> FloatArray:
+    """Return a group's scores in standard deviations above its mean, comparable between groups."""
+    values = scores.values[group.units]
+    if (values < 0).any():  # energies spread over orders of magnitude
+        values = -np.log(np.maximum(-values, 1e-30))
+    spread = float(values.std())
+    return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
+
+
+def _units(coupling: Coupling, contraction: Contraction) -> npt.NDArray[np.int64] | None:
+    if contraction.data_axis is None:
+        return None
+    return coupling.vector(contraction.node.input(contraction.data), contraction.data_axis)
+
+
+def _of(contraction: Contraction, statistics: Statistics) -> Moments | None:
+    if contraction.data_axis is None:
+        return None
+    return statistics.get((contraction.node.input(contraction.data), contraction.data_axis))
+
+
+def _dead(coupling: Coupling, statistics: Statistics) -> BoolArray:
+    """Units that are inactive on every sample, or whose outgoing weights are all zero."""
+    outgoing = np.zeros(coupling.units)
+    known = np.zeros(coupling.units, dtype=np.bool_)
+    for contraction in coupling.contractions:
+        units = _units(coupling, contraction)
+        if units is not None:
+            free = units != FROZEN
+            known[units[free]] = True
+            np.add.at(outgoing, units[free], contracted_norms(coupling.graph, contraction)[free])
+    inactive = apoz(coupling, statistics) == 1.0
+    return np.asarray((known & (outgoing == 0)) | inactive)

@@ -1,0 +1,113 @@
+"""Remove units: choose by APoZ, by a fraction of every group, or until enough weights are gone.
+
+The default is Network Trimming's rule (Hu et al. 2016, section 3.2): the units whose APoZ is more than one standard
+deviation above the mean of their group go, dead ones first of all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphprune.errors import TargetError
+from graphprune.ir.cost import weights_left
+from graphprune.ir.units import BoolArray, Coupling
+from graphprune.passes.choice import Step, queues, take
+from graphprune.passes.criteria import Scores
+
+
+def by_fraction(coupling: Coupling, scores: Scores, fraction: float) -> BoolArray:
+    """Choose a fraction of every group's units, highest score first.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    scores : Scores
+    fraction : float
+        In [0, 1); rounded down to whole units, and one unit of every group stays.
+
+    Returns
+    -------
+    ndarray of bool, shape (units,)
+        What goes.
+    """
+    steps: list[Step] = []
+    for queue in queues(coupling, scores):
+        # The small constant keeps 0.3 of 10 units from being 2.
+        count = min(int(np.floor(fraction * len(queue.steps) + 1e-9)), queue.most)
+        steps.extend(queue.steps[:count])
+    return take(coupling, _in_order(steps))
+
+
+def by_threshold(coupling: Coupling, scores: Scores) -> list[Step]:
+    """Choose dead units, and units whose APoZ is more than one standard deviation above their group's mean.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    scores : Scores
+        Units scored by another criterion than ``apoz`` are left alone unless they are dead.
+
+    Returns
+    -------
+    list of Step
+        The furthest above first, so that any prefix is a choice too; dead units before all.
+    """
+    steps = []
+    for queue in queues(coupling, scores):
+        for step in queue.steps[: queue.most]:
+            dead = bool(scores.dead[step.units].all())
+            if dead:
+                steps.append(Step(step.units, step.score, float("inf")))
+            elif queue.criterion == "apoz" and step.rank > 1:
+                steps.append(step)
+    return _in_order(steps)
+
+
+def by_weights(coupling: Coupling, scores: Scores, most_left: int, weights_outside: int) -> BoolArray:
+    """Choose units, furthest above their group's mean first, until few enough weights are left.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    scores : Scores
+    most_left : int
+        How many weights may be left.
+    weights_outside : int
+        Weights of the model that are not initializers of the main graph; they stay.
+
+    Returns
+    -------
+    ndarray of bool, shape (units,)
+        The shortest prefix of the order that satisfies it.
+
+    Raises
+    ------
+    TargetError
+        When removing all that may go is not enough.
+    """
+    steps = _in_order([step for queue in queues(coupling, scores) for step in queue.steps[: queue.most]])
+
+    def left(count: int) -> int:
+        return weights_left(coupling, take(coupling, steps[:count])) + weights_outside
+
+    low, high = 0, len(steps)
+    if left(high) > most_left:
+        before = weights_left(coupling, np.zeros(coupling.units, dtype=np.bool_)) + weights_outside
+        raise TargetError(
+            f"removing units alone leaves {left(high):,} of {before:,} weights, and at most {most_left:,} may be left",
+            reachable=1 - left(high) / before,
+            hint=f"the most that removal reaches is --target {_floor(1 - left(high) / before)}; "
+            "lower --target, or let --structural leave a part of it to zeros",
+        )
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if left(middle) <= most_left else (middle + 1, high)
+    return take(coupling, steps[:low])
+
+
+def _in_order(steps: list[Step]) -> list[Step]:
+    return sorted(steps, key=lambda step: -step.rank)
+
+
+def _floor(value: float) -> float:
+    return float(np.floor(value * 1e4) / 1e4)
