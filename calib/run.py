@@ -25,13 +25,12 @@ def probes_for(coupling: Coupling) -> list[Probe]:
     active = rectified(graph)
     found: dict[Key, Probe] = {}
     for contraction in coupling.contractions:
-        name = contraction.node.input(contraction.data)
-        if contraction.data_axis is None or name in graph.constants:
+        name, axis = contraction.node.input(contraction.data), contraction.data_axis
+        if axis is None or name in graph.constants:
             continue
-        units = coupling.vector(name, contraction.data_axis)
+        units = coupling.vector(name, axis)
         if units is not None and bool((units != FROZEN).any()):
-            probe = Probe(name, contraction.data_axis, zeros=name in active, squares=name not in active)
-            found[name, contraction.data_axis] = probe
+            found[name, axis] = Probe(name, axis, zeros=name in active, squares=name not in active)
     return list(found.values())
 
 

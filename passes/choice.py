@@ -29,11 +29,14 @@ class Step:
         Mean score, comparable within the queue.
     rank : float
         Mean score in standard deviations above the mean of the group, comparable between queues.
+    group : int
+        Index of the group that the first of the units belongs to.
     """
 
     units: IntArray
     score: float
     rank: float
+    group: int
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def queues(coupling: Coupling, scores: Scores) -> list[Queue]:
         ranks[group.units] = normalised(group, scores)
 
     def step(units: IntArray) -> Step:
-        return Step(units, float(scores.values[units].mean()), float(ranks[units].mean()))
+        return Step(units, float(scores.values[units].mean()), float(ranks[units].mean()), int(group_of[units[0]]))
 
     result = []
     balanced = _clusters(coupling, group_of)

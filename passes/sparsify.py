@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from graphprune.errors import TargetError
@@ -13,18 +12,8 @@ from graphprune.ir.graph import Graph
 from graphprune.ir.model import array, replace_values
 from graphprune.ir.units import Contraction
 
-
-@dataclass(frozen=True)
-class Sparsity:
-    """What to zero.
-
-    Attributes
-    ----------
-    zeros : dict of str to ndarray of int
-        By initializer, flat indices of the weights to zero.
-    """
-
-    zeros: dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]
+Zeros = dict[str, npt.NDArray[np.int64]]
+"""By initializer, flat indices of the weights to zero."""
 
 
 def allowed_nonzero(weights_before: int, target: float) -> int:
@@ -55,7 +44,7 @@ def zeroable(graph: Graph, contractions: tuple[Contraction, ...]) -> list[str]:
     return list(found)
 
 
-def plan(proto: onnx.ModelProto, names: list[str], *, weights_before: int, target: float) -> Sparsity:
+def plan(proto: onnx.ModelProto, names: list[str], *, weights_before: int, target: float) -> Zeros:
     """Choose the fewest weights to zero, smallest magnitudes of all first.
 
     Parameters
@@ -70,7 +59,8 @@ def plan(proto: onnx.ModelProto, names: list[str], *, weights_before: int, targe
 
     Returns
     -------
-    Sparsity
+    dict of str to ndarray of int
+        By initializer, flat indices of the weights to zero.
 
     Raises
     ------
@@ -93,24 +83,24 @@ def plan(proto: onnx.ModelProto, names: list[str], *, weights_before: int, targe
             "remove more units (--channels, --structural 1) or lower --target",
         )
     if needed <= 0:
-        return Sparsity({})
+        return {}
     # Zeros that are there already are the smallest magnitudes of all: they come first, and change nothing.
     chosen = np.sort(np.argpartition(flat, needed + already - 1)[: needed + already])
     starts = np.cumsum([0, *(len(part) for part in magnitudes)])
     cuts = np.searchsorted(chosen, starts)
-    zeros = {}
+    zeros: Zeros = {}
     for place, name in enumerate(names):
         indices = chosen[cuts[place] : cuts[place + 1]] - starts[place]
         indices = indices[magnitudes[place][indices] != 0]
         if len(indices):
             zeros[name] = indices
-    return Sparsity(zeros)
+    return zeros
 
 
-def apply(proto: onnx.ModelProto, sparsity: Sparsity) -> None:
+def apply(proto: onnx.ModelProto, zeros: Zeros) -> None:
     """Zero the chosen weights, in place."""
     for tensor in proto.graph.initializer:
-        if tensor.name in sparsity.zeros:
+        if tensor.name in zeros:
             values = array(tensor).copy()
-            values.reshape(-1)[sparsity.zeros[tensor.name]] = 0
+            values.reshape(-1)[zeros[tensor.name]] = 0
             replace_values(tensor, values)

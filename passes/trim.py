@@ -6,6 +6,10 @@ deviation above the mean of their group go, dead ones first of all.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 
 from graphprune.errors import TargetError
@@ -13,6 +17,14 @@ from graphprune.ir.cost import weights_left
 from graphprune.ir.units import BoolArray, Coupling
 from graphprune.passes.choice import Step, queues, take
 from graphprune.passes.criteria import Scores
+
+SHARES = (1.0, 0.5, 0.25, 0.125)
+"""What part of the rule's units to try, largest first."""
+SLACK = 0.005
+"""How much worse than with zeros alone the outputs may be: about one answer of the 256 that are asked."""
+BLOCK = 4
+"""Channels of a convolution go by fours: ONNX Runtime's blocked kernels take no other widths, so that 127 channels can
+cost more than 128."""
 
 
 def by_fraction(coupling: Coupling, scores: Scores, fraction: float) -> BoolArray:
@@ -55,12 +67,56 @@ def by_threshold(coupling: Coupling, scores: Scores) -> list[Step]:
     steps = []
     for queue in queues(coupling, scores):
         for step in queue.steps[: queue.most]:
-            dead = bool(scores.dead[step.units].all())
-            if dead:
-                steps.append(Step(step.units, step.score, float("inf")))
+            if bool(scores.dead[step.units].all()):
+                steps.append(replace(step, rank=float("inf")))
             elif queue.criterion == "apoz" and step.rank > 1:
                 steps.append(step)
     return _in_order(steps)
+
+
+def by_trial(coupling: Coupling, steps: list[Step], trial: Callable[[BoolArray], float]) -> BoolArray:
+    """Choose as much of a removal as the outputs bear.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    steps : list of Step
+        From `by_threshold`.
+    trial : callable
+        Gives how much worse the outputs become by a removal, 0 for not at all.
+
+    Returns
+    -------
+    ndarray of bool, shape (units,)
+        The largest of `SHARES` of the steps with which the outputs are no worse, but for `SLACK`, than with the dead
+        units alone removed. Channels of convolutions go by whole blocks.
+    """
+    dead = sum(step.rank == float("inf") for step in steps)
+    least = take(coupling, _in_blocks(coupling, steps[:dead]))
+    if len(steps) == dead:
+        return least
+    limit = trial(least) + SLACK
+    for share in SHARES:
+        count = dead + round(share * (len(steps) - dead))
+        removed = take(coupling, _in_blocks(coupling, steps[:count]))
+        if trial(removed) <= limit:
+            return removed
+    return least
+
+
+def _in_blocks(coupling: Coupling, steps: list[Step]) -> list[Step]:
+    """Leave out the last steps of every group of convolution channels that do not fill a block."""
+    count = Counter(step.group for step in steps)
+    for index in count:
+        dims = (coupling.graph.initializers[name].dims for name, _ in coupling.groups[index].axes)
+        if any(len(shape) > 2 for shape in dims):
+            count[index] -= count[index] % BLOCK
+    chosen = []
+    for step in steps:
+        if count[step.group] > 0:
+            count[step.group] -= 1
+            chosen.append(step)
+    return chosen
 
 
 def by_weights(coupling: Coupling, scores: Scores, most_left: int, weights_outside: int) -> BoolArray:

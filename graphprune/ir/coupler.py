@@ -94,6 +94,10 @@ class Coupler:
         if not name:
             return
         self.ids_of[name] = [array for array in ids if array.size > 1]
+        lone = [array for array in ids if array.size == 1]
+        if lone:
+            node = self.graph.producer[name]
+            self.freeze(lone, Reason(node.label, node.op, f"{node.op} leaves the axis one position"))
         if why_untracked is not None:
             self._untracked[name] = why_untracked
 

@@ -44,8 +44,8 @@ class Model:
         The model; external data has been read into the initializers.
     path : Path or None
         The file that it was read from, None for a model made in memory.
-    sha256 : str
-        Hash of the .onnx file (of the serialised message for a model made in memory), hexadecimal.
+    sha256 : str or None
+        Hash of the .onnx file (of the serialised message for a model made in memory), hexadecimal; see `fingerprint`.
     file_bytes : int
         Size of the file and of its external data files, in bytes.
     external : bool
@@ -54,7 +54,7 @@ class Model:
 
     proto: onnx.ModelProto
     path: Path | None
-    sha256: str
+    sha256: str | None
     file_bytes: int
     external: bool
 
@@ -122,8 +122,18 @@ def from_proto(proto: onnx.ModelProto) -> Model:
         When ``onnx.checker`` refuses the model.
     """
     _check(proto, "the model given")
+    return Model(proto, None, *fingerprint(proto), external=False)
+
+
+def fingerprint(proto: onnx.ModelProto) -> tuple[str | None, int]:
+    """Return the hash (SHA-256, hexadecimal) and the size in bytes of the file that a model is saved to.
+
+    A model over 2 GB has no single file: its hash is None.
+    """
+    if proto.ByteSize() > PROTOBUF_LIMIT:
+        return None, proto.ByteSize()
     data = proto.SerializeToString(deterministic=True)
-    return Model(proto, None, hashlib.sha256(data).hexdigest(), len(data), external=False)
+    return hashlib.sha256(data).hexdigest(), len(data)
 
 
 def save(proto: onnx.ModelProto, path: str | os.PathLike[str], *, external: bool = False) -> int:

@@ -116,7 +116,7 @@ def _open(source: str | bytes, threads: int, where: str) -> ort.InferenceSession
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails comes back as an exception; no second copy of it on stderr
     # Idle worker threads spin for a while after a run: they would steal the cores from the session timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:

@@ -5,8 +5,23 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from graphprune.errors import EquivalenceError
 from graphprune.ir.edit import set_input
+from graphprune.ir.session import Feeds, open_session, run_session
 from graphprune.ir.units import FROZEN, BoolArray, Coupling
+from graphprune.verify.fidelity import RelativeError, relative_error
+
+TOLERANCES: dict[int, float] = {
+    onnx.TensorProto.FLOAT: 1e-4,
+    onnx.TensorProto.DOUBLE: 1e-4,
+    onnx.TensorProto.FLOAT16: 2e-2,
+    onnx.TensorProto.BFLOAT16: 1e-1,
+}
+"""Relative L2 error allowed, by the widest-rounding element type of the weights: the two models sum the same products
+in another order, and half precision keeps 11 bits of each sum, bfloat16 8."""
+ROUNDING = 1e-6
+"""Differences of this size, or this share of the largest value, are rounding whatever the norm: a saturated output
+(a detector that sees nothing) is all rounding."""
 
 
 def masked(coupling: Coupling, removed: BoolArray) -> onnx.ModelProto:
@@ -52,3 +67,50 @@ def masked(coupling: Coupling, removed: BoolArray) -> onnx.ModelProto:
     del result.graph.node[:]
     result.graph.node.extend(copies)
     return result
+
+
+def check_equivalence(
+    coupling: Coupling, removed: BoolArray, pruned: onnx.ModelProto, feeds: Feeds, *, threads: int = 0
+) -> RelativeError:
+    """Run the masked original and the pruned model on the same inputs, and demand that they agree.
+
+    Parameters
+    ----------
+    coupling : Coupling
+        Of the original.
+    removed : ndarray of bool, shape (units,)
+    pruned : onnx.ModelProto
+        What surgery made, before any weight was changed.
+    feeds : mapping of str to array
+        One call's inputs.
+    threads : int, default 0
+        Threads of ONNX Runtime; 0 for all cores.
+
+    Returns
+    -------
+    RelativeError
+        The worst over all outputs.
+
+    Raises
+    ------
+    EquivalenceError
+        When an output differs by more than `TOLERANCES` allow for the model's element type.
+    """
+    expected = open_session(masked(coupling, removed), threads=threads)
+    actual = open_session(pruned, threads=threads)
+    names = [value.name for value in expected.get_outputs()]
+    reference, results = run_session(expected, feeds, names), run_session(actual, feeds, names)
+    errors = [relative_error(a, b) for a, b in zip(reference, results, strict=True)]
+    tolerance = max(
+        (TOLERANCES[t.data_type] for t in pruned.graph.initializer if t.data_type in TOLERANCES), default=1e-4
+    )
+    for name, error, values in zip(names, errors, reference, strict=True):
+        tiny = error.max_abs <= ROUNDING * max(1.0, float(np.abs(np.asarray(values, np.float64)).max(initial=0.0)))
+        if error.relative_l2 > tolerance and not tiny:
+            raise EquivalenceError(
+                "the pruned model does not equal the masked original",
+                where=f"output {name!r}",
+                why=f"relative L2 error {error.relative_l2:.2e}, and at most {tolerance:.0e} is rounding",
+                hint="nothing was written; please report the model, this is a defect of graphprune",
+            )
+    return max(errors, key=lambda error: error.max_rel, default=RelativeError(0.0, 0.0, 0.0))

@@ -1,0 +1,233 @@
+"""The command line: a thin click layer, no logic."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+import graphprune
+from graphprune import report
+from graphprune.api import as_model, check_output, compare, inspect, prune, write
+from graphprune.errors import GraphPruneError
+from graphprune.recipe import Recipe, read_recipe
+
+INTERRUPTED = 130
+DEFECT = 3
+PATIENCE = 2.0
+"""Seconds before a progress bar appears."""
+
+existing_file = click.Path(exists=True, dir_okay=False)
+
+
+class DefaultGroup(click.Group):
+    """A group whose default command is ``prune``: ``graphprune MODEL`` means ``graphprune prune MODEL``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``prune`` in front of anything that is no command and no option of the group."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            args = ["prune", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=DefaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(graphprune.__version__, prog_name="graphprune")
+def cli() -> None:
+    """Prune trained ONNX models, with proof of what was done.
+
+    graphprune MODEL.onnx --target 0.9 is short for graphprune prune MODEL.onnx --target 0.9.
+
+    Exit codes: 0 done and every gate held; 1 a gate failed or the target cannot be reached; 2 usage; 3 the model or
+    the calibration data cannot be used.
+    """
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_calibration = click.option(
+    "--calib", metavar="PATH", help="Calibration inputs: .npz, .npy, a folder, or module:function."
+)
+_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
+_verbosity = _options(
+    click.option("-q", "--quiet", is_flag=True, help="No table and no progress bar."),
+    click.option("-v", "--verbose", is_flag=True, help="More detail, and a traceback with an error."),
+)
+_latency = _options(
+    click.option("--threads", type=int, default=1, show_default=True, help="Threads of the latency runs."),
+    click.option("--runs", type=int, default=50, show_default=True, help="Latency runs of each model."),
+)
+_gates = _options(
+    click.option("--max-latency-ratio", type=float, metavar="R", help="Exit 1 if latency after / before is above R."),
+    click.option("--max-drop", type=float, metavar="D", help="Exit 1 if the share of changed answers is above D."),
+)
+
+
+def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        given = read_recipe(value)
+        if "recover" in given:
+            given["no_recover"] = not given.pop("recover")
+        ctx.default_map = {**(ctx.default_map or {}), **given}
+
+
+@cli.command("prune")
+@click.argument("model", type=existing_file)
+@click.option("--target", type=float, metavar="T", help="Fraction of all float weights that must be gone, 0 <= T < 1.")
+@click.option("--channels", type=float, metavar="F", help="Remove this fraction of every group's units.")
+@click.option(
+    "--structural",
+    default="auto",
+    show_default=True,
+    metavar="S",
+    help="Share of the target met by removing units: auto, or 0 (zeros only) to 1 (removal only).",
+)
+@click.option("--criterion", default="apoz", show_default=True, help="Score of a unit: apoz or activation.")
+@click.option("--no-recover", is_flag=True, help="Plain removal and zeroing: kept weights stay bit-identical.")
+@_calibration
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Default MODEL.pruned.onnx.")
+@click.option("--report", "report_path", type=click.Path(dir_okay=False), help="Ledger; default MODEL.pruned.json.")
+@click.option(
+    "--recipe",
+    type=existing_file,
+    is_eager=True,
+    expose_value=False,
+    callback=_load_recipe,
+    help="TOML file with defaults for these options.",
+)
+@_gates
+@_latency
+@_seed
+@_json
+@_verbosity
+def prune_command(
+    model: str, calib: str | None, output: str | None, report_path: str | None, as_json: bool, quiet: bool, **given: Any
+) -> None:
+    """Prune MODEL and write the smaller model and its ledger."""
+    verbose = given.pop("verbose")
+    recipe = Recipe(recover=not given.pop("no_recover"), structural=_share(given.pop("structural")), **given)
+    paths = check_output(model, output, report_path)
+    loaded = as_model(model)
+    with _progress(quiet) as progress:
+        pruned, ledger = prune(loaded, recipe, calib, progress=progress)
+    ledger = write(pruned, ledger, loaded, *paths)
+    if as_json:
+        click.echo(ledger.to_json(), nl=False)
+    if not quiet:
+        report.print_ledger(ledger, Console(stderr=True), verbose=verbose)
+    sys.exit(0 if ledger.ok else 1)
+
+
+@cli.command("inspect")
+@click.argument("model", type=existing_file)
+@_calibration
+@click.option("--criterion", default="apoz", show_default=True, help="Score of a unit: apoz or activation.")
+@_seed
+@_json
+@_verbosity
+def inspect_command(
+    model: str, calib: str | None, criterion: str, seed: int, as_json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Show MODEL's groups and their scores, and what is frozen and why; change nothing."""
+    recipe = Recipe(target=0.0, criterion=criterion, seed=seed, recover=False)
+    with _progress(quiet) as progress:
+        inspection = inspect(as_model(model), recipe, calib, progress=progress)
+    if as_json:
+        click.echo(report.to_json(inspection), nl=False)
+    if not quiet:
+        report.print_inspection(inspection, Console(stderr=True), verbose=verbose)
+
+
+@cli.command("compare")
+@click.argument("before", type=existing_file)
+@click.argument("after", type=existing_file)
+@_calibration
+@_gates
+@_latency
+@_seed
+@_json
+@_verbosity
+def compare_command(
+    before: str, after: str, calib: str | None, as_json: bool, quiet: bool, verbose: bool, **given: Any
+) -> None:
+    """Compare two models: paired latency, outputs, weights."""
+    recipe = Recipe(target=0.0, **given)
+    comparison = compare(as_model(before), as_model(after), recipe, calib)
+    if as_json:
+        click.echo(report.to_json(comparison), nl=False)
+    if not quiet:
+        report.print_comparison(comparison, Console(stderr=True), verbose=verbose)
+    sys.exit(0 if comparison.ok else 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, and turn every error into a message and an exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = "-v" in given or "--verbose" in given
+    try:
+        code = cli.main(given, prog_name="graphprune", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was written", err=True)
+        code = INTERRUPTED
+    except GraphPruneError as error:
+        _show(error, f"error: {error}", verbose)
+        code = error.exit_code
+    except Exception as error:  # whatever is left is a defect, and the user still gets a message, not a traceback
+        _show(
+            error, f"error: graphprune failed: {type(error).__name__}: {error}\n  what to do: run it with -v", verbose
+        )
+        code = DEFECT
+    sys.exit(code)
+
+
+def _show(error: Exception, message: str, verbose: bool) -> None:
+    if verbose:
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    click.echo(message, err=True)
+
+
+def _share(value: Any) -> Any:
+    """Return ``--structural`` as a number where it is one."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """Yield a function that counts calibration samples on a bar, which appears when it takes long."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    bar = Progress(console=console, transient=True)
+    task = bar.add_task("calibration samples", total=None)
+    start = time.monotonic()
+
+    def advance(samples: int) -> None:
+        bar.advance(task, samples)
+        if not bar.live.is_started and time.monotonic() - start > PATIENCE:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        bar.stop()

@@ -1,0 +1,98 @@
+"""Add a constant to every output channel of a Conv, Gemm or MatMul, where its bias is."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from graphprune.ir.edit import set_input
+from graphprune.ir.graph import Graph, Node
+from graphprune.ir.model import array, list_initializers, replace_values
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def add_to_outputs(proto: onnx.ModelProto, deltas: dict[str, FloatArray]) -> None:
+    """Add constants to the outputs of nodes, in place.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+    deltas : dict of str to ndarray of float64, shape (output channels,)
+        By the name of the node's output tensor, what to add to every channel of it. Where there is a bias that
+        only this node reads it is changed; else a bias or an Add is made.
+    """
+    graph = Graph(proto)
+    for output, delta in deltas.items():
+        node = graph.producer[output]
+        if not _add_to_bias(proto, graph, node, delta):
+            _add_node(proto, graph, node, delta)
+    list_initializers(proto)
+
+
+def _add_to_bias(proto: onnx.ModelProto, graph: Graph, node: Node, delta: FloatArray) -> bool:
+    """Use the bias input of Conv and Gemm, or the bias that an Add behind MatMul holds."""
+    scale = 1.0
+    reader, slot = node, 2
+    if node.op == "Gemm":
+        beta = float(node.attributes.get("beta", 1.0))
+        if beta == 0:
+            return False
+        scale = float(node.attributes.get("alpha", 1.0)) / beta
+    elif node.op != "Conv":
+        readers = graph.consumers.get(node.outputs[0], [])
+        if len(readers) != 1 or readers[0].op != "Add" or node.outputs[0] in graph.outputs:
+            return False
+        reader = readers[0]
+        slot = 1 - reader.inputs.index(node.outputs[0])
+    name = reader.input(slot)
+    if name and not (graph.is_float(name) and _is_bias(graph, name, len(delta))):
+        return False
+    if not name:
+        if node.op not in ("Conv", "Gemm"):
+            return False
+        kind = graph.initializers[node.input(1)].data_type if node.input(1) in graph.initializers else 1
+        set_input(reader.proto, slot, _new(proto, graph, f"{node.outputs[0]}_bias", delta * scale, kind))
+        return True
+    tensor = graph.initializers[name]
+    values = array(tensor)
+    summed = (values.astype(np.float64) + (delta * scale).reshape(values.shape)).astype(values.dtype)
+    if len(graph.consumers[name]) == 1 and name not in graph.outputs:
+        replace_values(tensor, summed)
+    else:
+        set_input(reader.proto, slot, _new(proto, graph, f"{node.outputs[0]}_bias", summed, tensor.data_type))
+    return True
+
+
+def _is_bias(graph: Graph, name: str, channels: int) -> bool:
+    """Whether the tensor holds one value per channel, along the last axis."""
+    dims = list(graph.initializers[name].dims)
+    return bool(dims) and dims[-1] == channels and all(extent == 1 for extent in dims[:-1])
+
+
+def _add_node(proto: onnx.ModelProto, graph: Graph, node: Node, delta: FloatArray) -> None:
+    """Insert an Add behind the node."""
+    output = node.outputs[0]
+    kind = graph.element_types.get(output, onnx.TensorProto.FLOAT)
+    rank = len(graph.shape(output) or ())
+    shaped = delta.reshape(-1, *[1] * (rank - 2)) if node.op == "Conv" else delta
+    bias = _new(proto, graph, f"{output}_bias", shaped, kind)
+    inner = _unused(graph, f"{output}_without_bias")
+    node.proto.output[0] = inner
+    place = next(index for index, other in enumerate(proto.graph.node) if inner in other.output)
+    proto.graph.node.insert(place + 1, onnx.helper.make_node("Add", [inner, bias], [output]))
+
+
+def _new(proto: onnx.ModelProto, graph: Graph, name: str, values: npt.NDArray[np.floating], kind: int) -> str:
+    name = _unused(graph, name)
+    typed = values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+    proto.graph.initializer.append(numpy_helper.from_array(typed, name))
+    return name
+
+
+def _unused(graph: Graph, name: str) -> str:
+    while name in graph.initializers or name in graph.producer or name in graph.inputs:
+        name += "_"
+    return name

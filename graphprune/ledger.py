@@ -1,0 +1,202 @@
+"""The record of what was done (DESIGN section 7); report writers read only this."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from graphprune.ir.model import write_text
+from graphprune.verify.fidelity import Fidelity, RelativeError
+from graphprune.verify.gate import Gate
+from graphprune.verify.latency import Latency
+
+SCHEMA = "graphprune.ledger/1"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A model file: where it is, and the hash of its bytes.
+
+    No path for a model that only was in memory, and no hash either where it is too large for one message.
+    """
+
+    path: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What the statistics were taken on; ``real`` is False for random inputs."""
+
+    source: str
+    samples: int
+    real: bool
+
+
+@dataclass(frozen=True)
+class WeightRecord:
+    """Weights of the original and of the result (DESIGN section 6).
+
+    Attributes
+    ----------
+    before, after : int
+        Float weights stored in the model.
+    removed : int
+        No longer in the file.
+    zeroed : int
+        In the file as 0, and not 0 in the original.
+    nonzero : int
+        Weights of the result that are not 0.
+    sparsity : float
+        1 - nonzero / before.
+    """
+
+    before: int
+    after: int
+    removed: int
+    zeroed: int
+    nonzero: int
+    sparsity: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure before and after."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """One group of units.
+
+    Attributes
+    ----------
+    name : str
+        The first initializer that carries its units.
+    axes : list of [str, int]
+        Initializers and axes that the units live on.
+    size : int
+        Number of units.
+    removed : list of int
+        Which of them went, as places in `score`.
+    score : list of float
+        One a unit; the higher, the sooner it goes.
+    criterion : str
+        What the scores are.
+    exact : bool
+        Whether the removal equals masking the units where they are consumed.
+    """
+
+    name: str
+    axes: list[tuple[str, int]]
+    size: int
+    removed: list[int]
+    score: list[float]
+    criterion: str
+    exact: bool
+
+
+@dataclass(frozen=True)
+class DeclinedRecord:
+    """An axis of a weight, or part of it, that was left alone, and why.
+
+    Attributes
+    ----------
+    tensor : str
+        Initializer name.
+    axis : int
+    positions : int
+        How many of the axis's positions.
+    share : float
+        What share of all weights they hold, in [0, 1].
+    node, op : str
+        Who asks for it; empty for a graph input or output.
+    reason : str
+    """
+
+    tensor: str
+    axis: int
+    positions: int
+    share: float
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The record of one run.
+
+    Attributes
+    ----------
+    kept : dict
+        ``{initializer name in the original: {axis: [indices kept]}}``, only axes that lost something. The input
+        channels of a grouped convolution differ from group to group: there, one list for every kept output channel.
+    zeroed : dict of str to int
+        By initializer, how many of its weights were set to 0.
+    seconds : dict of str to float
+        Time that each pass took.
+    """
+
+    model: FileRecord
+    output: FileRecord
+    target: float | None
+    seed: int
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    calibration: CalibrationRecord
+    weights: WeightRecord
+    macs: Change
+    bytes: Change
+    kept: dict[str, dict[str, Any]]
+    zeroed: dict[str, int]
+    groups: list[GroupRecord]
+    declined: list[DeclinedRecord]
+    latency: Latency
+    equivalence: RelativeError
+    fidelity: Fidelity
+    gates: list[Gate]
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    schema: str = SCHEMA
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gate held."""
+        return all(gate.ok for gate in self.gates)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the ledger as JSON holds it, ``schema`` first."""
+        values = asdict(self)
+        values["equivalence"] = self.equivalence._asdict()
+        return {"schema": values.pop("schema"), **values}
+
+    def to_json(self) -> str:
+        """Return the ledger as JSON text; numbers that JSON has no form for become null."""
+        return json.dumps(finite(self.as_dict()), indent=1, allow_nan=False) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the ledger as JSON, atomically.
+
+        Raises
+        ------
+        RecipeError
+            When the folder does not exist or cannot be written.
+        """
+        write_text(self.to_json(), path)
+
+
+def finite(value: Any) -> Any:
+    """Return a value as JSON can hold it: string keys, and None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

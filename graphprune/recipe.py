@@ -1,0 +1,125 @@
+"""What the user asked for, validated once."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from graphprune.errors import RecipeError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CRITERIA = ("apoz", "activation")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to prune a model.
+
+    Attributes
+    ----------
+    target : float or None
+        Fraction of all float weights of the original that must be gone, removed or zero, in [0, 1).
+    channels : float or None
+        Fraction of every group's units to remove, in [0, 1); alone it is a purely structural run.
+    structural : float or "auto"
+        Share of `target` to be met by removing units, in [0, 1]: 1 is removal only, 0 zeros only. ``"auto"`` removes
+        the units that the criterion's rule names, as far as the outputs bear it.
+    criterion : str
+        ``"apoz"`` or ``"activation"``.
+    recover : bool
+        Whether kept weights may change to repair what a removal did; where not, they stay bit-identical.
+    max_latency_ratio, max_drop : float or None
+        Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]).
+    threads : int
+        Threads of the latency runs, at least 1.
+    runs : int
+        Latency runs of each model, at least 2.
+    seed : int
+        Of everything random, at least 0.
+
+    Raises
+    ------
+    RecipeError
+        When a value is out of range.
+    """
+
+    target: float | None = None
+    channels: float | None = None
+    structural: float | Literal["auto"] = "auto"
+    criterion: str = "apoz"
+    recover: bool = True
+    max_latency_ratio: float | None = None
+    max_drop: float | None = None
+    threads: int = 1
+    runs: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.target is None and self.channels is None:
+            raise RecipeError("nothing is asked for", hint="give --target, --channels, or both")
+        for name in ("target", "channels"):
+            _demand(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
+        if self.structural != "auto":
+            _demand("structural", self.structural, lambda value: 0 <= value <= 1, '"auto", or from 0 to 1')
+            if self.target is None:
+                raise RecipeError("--structural is a share of --target", hint="give --target as well")
+            if self.channels is not None:
+                raise RecipeError("--structural and --channels both say how much to remove", hint="give one of them")
+        _demand("max_latency_ratio", self.max_latency_ratio, lambda value: value > 0, "above 0")
+        _demand("max_drop", self.max_drop, lambda value: 0 <= value <= 1, "from 0 to 1")
+        _demand("threads", self.threads, lambda value: value >= 1, "at least 1")
+        _demand("runs", self.runs, lambda value: value >= 2, "at least 2")
+        _demand("seed", self.seed, lambda value: value >= 0, "at least 0")
+        if self.criterion not in CRITERIA:
+            raise RecipeError(
+                f"there is no criterion {self.criterion!r}", where=_option("criterion"), hint=f"one of {CRITERIA}"
+            )
+
+
+def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the fields of a recipe from a TOML file.
+
+    Parameters
+    ----------
+    path : path-like
+        Keys are the attributes of `Recipe`.
+
+    Returns
+    -------
+    dict
+        Arguments for `Recipe`.
+
+    Raises
+    ------
+    RecipeError
+        When the file is missing, is not TOML, or holds a key that no recipe has.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError("the recipe cannot be read", where=str(path), why=str(error)) from error
+    known = {field.name for field in fields(Recipe)}
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"a recipe has no {key!r}", where=str(path), hint=f"it has {sorted(known)}")
+    return values
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _demand(name: str, value: Any, holds: Any, words: str) -> None:
+    if value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not holds(value):
+        raise RecipeError(f"{_option(name)} must be {words}, not {value!r}", where=_option(name))

@@ -1,0 +1,151 @@
+"""From what a run found and made to its ledger."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib import metadata
+
+import numpy as np
+
+from graphprune.calib.stream import Source
+from graphprune.ir.cost import count_macs, count_nonzero, count_weights
+from graphprune.ir.graph import Shape
+from graphprune.ir.model import Model, fingerprint
+from graphprune.ir.units import BoolArray, Coupling
+from graphprune.ledger import (
+    CalibrationRecord,
+    Change,
+    DeclinedRecord,
+    FileRecord,
+    GroupRecord,
+    Ledger,
+    WeightRecord,
+)
+from graphprune.pipeline import Analysis, Draft, Stopwatch, Verification
+from graphprune.recipe import Recipe
+from graphprune.verify.gate import Gate, check_gates
+
+NOT_REAL = (
+    "no calibration data was given: the statistics come from random inputs and say nothing about real ones; "
+    "give --calib"
+)
+
+
+def record(
+    original: Model,
+    recipe: Recipe,
+    source: Source,
+    analysis: Analysis,
+    removed: BoolArray,
+    draft: Draft,
+    verification: Verification,
+    watch: Stopwatch,
+) -> Ledger:
+    """Make the ledger of a run."""
+    after, nonzero = count_weights(draft.model), count_nonzero(draft.model)
+    before = analysis.weights_before
+    weights = WeightRecord(
+        before=before,
+        after=after,
+        removed=before - after,
+        zeroed=sum(draft.zeroed.values()),
+        nonzero=nonzero,
+        sparsity=1 - nonzero / before if before else 0.0,
+    )
+    shapes = one_sample_shapes(source)
+    sha256, size = fingerprint(draft.model)
+    return Ledger(
+        model=FileRecord(str(original.path) if original.path else None, original.sha256),
+        output=FileRecord(None, sha256),
+        target=recipe.target,
+        seed=recipe.seed,
+        recipe=asdict(recipe),
+        versions=_versions(),
+        calibration=calibration_record(source),
+        weights=weights,
+        macs=Change(count_macs(analysis.coupling.graph.proto, shapes), count_macs(draft.model, shapes)),
+        bytes=Change(original.file_bytes, size),
+        kept={name: {str(axis): kept for axis, kept in axes.items()} for name, axes in draft.kept.items()},
+        zeroed=draft.zeroed,
+        groups=group_records(analysis, removed),
+        declined=declined_records(analysis.coupling),
+        latency=verification.latency,
+        equivalence=verification.equivalence,
+        fidelity=verification.fidelity,
+        gates=_gates(recipe, weights, verification),
+        notes=notes(source),
+        seconds={name: round(value, 4) for name, value in watch.seconds.items()},
+    )
+
+
+def group_records(analysis: Analysis, removed: BoolArray) -> list[GroupRecord]:
+    """Return what is known of every group, with the units that go."""
+    coupling, scores = analysis.coupling, analysis.scores
+    return [
+        GroupRecord(
+            name=group.name,
+            axes=list(group.axes),
+            size=len(group.units),
+            removed=np.flatnonzero(removed[group.units]).tolist(),
+            score=[float(f"{value:.6g}") for value in scores.values[group.units]],
+            criterion=criterion,
+            exact=True,  # every rule so far removes only what masking equals
+        )
+        for group, criterion in zip(coupling.groups, scores.criteria, strict=True)
+    ]
+
+
+def _gates(recipe: Recipe, weights: WeightRecord, verification: Verification) -> list[Gate]:
+    gates = check_gates(
+        max_latency_ratio=recipe.max_latency_ratio,
+        latency=verification.latency,
+        max_drop=recipe.max_drop,
+        fidelity=verification.fidelity,
+    )
+    if recipe.target is None:
+        return list(gates)
+    return [Gate("target", recipe.target, weights.sparsity, weights.sparsity >= recipe.target), *gates]
+
+
+def _versions() -> dict[str, str]:
+    packages = ("graphprune", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from the source tree without installing
+            found[package] = "not installed"
+    return found
+
+
+def declined_records(coupling: Coupling) -> list[DeclinedRecord]:
+    """Return every axis of a weight that was left alone, and why."""
+    total = max(count_weights(coupling.graph.proto), 1)
+    records = []
+    for declined in coupling.declined:
+        dims = coupling.graph.initializers[declined.tensor].dims
+        share = declined.positions / dims[declined.axis] * int(np.prod(dims, dtype=np.int64)) / total
+        reason = declined.reason
+        records.append(
+            DeclinedRecord(
+                declined.tensor, declined.axis, declined.positions, share, reason.node, reason.op, reason.text
+            )
+        )
+    return records
+
+
+def calibration_record(source: Source) -> CalibrationRecord:
+    """Return what the statistics were taken on."""
+    return CalibrationRecord(source.description, source.samples, source.real)
+
+
+def notes(source: Source) -> list[str]:
+    """Return what the user must be told."""
+    return [] if source.real else [NOT_REAL]
+
+
+def one_sample_shapes(source: Source) -> dict[str, Shape]:
+    """Return the input shapes of one sample, batch axis included."""
+    feeds = next(iter(source.subset(1).batches(1)))
+    return {name: tuple(value.shape) for name, value in feeds.items()}

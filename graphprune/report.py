@@ -1,0 +1,155 @@
+"""Tables for people and JSON for programs, from records alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from graphprune.api import Comparison, Inspection
+from graphprune.ledger import DeclinedRecord, GroupRecord, Ledger, finite
+from graphprune.verify.fidelity import Fidelity
+from graphprune.verify.gate import Gate
+from graphprune.verify.latency import Latency
+
+
+def to_json(record: Inspection | Comparison) -> str:
+    """Return a record as JSON text."""
+    return json.dumps(finite(asdict(record)), indent=1, allow_nan=False) + "\n"
+
+
+def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> None:
+    """Print one table before and after, the gates, and where the files are."""
+    weights = ledger.weights
+    table = _table("", "before", "after", "change")
+    _row(table, "weights", weights.before, weights.after)
+    _row(table, "nonzero weights", weights.before, weights.nonzero)
+    _row(table, "MACs", ledger.macs.before, ledger.macs.after)
+    _row(table, "bytes", ledger.bytes.before, ledger.bytes.after)
+    _latency_row(table, ledger.latency)
+    console.print(table)
+    units = sum(group.size for group in ledger.groups)
+    removed = sum(len(group.removed) for group in ledger.groups)
+    _say(
+        console,
+        f"removed {removed:,} of {units:,} units in {len(ledger.groups)} groups, zeroed {weights.zeroed:,} weights: "
+        f"sparsity {weights.sparsity:.4f}",
+    )
+    _say(console, f"proof: relative error {ledger.equivalence.max_rel:.1e} against the masked original")
+    _print_fidelity(ledger.fidelity, ledger.calibration.source, console)
+    _print_gates(ledger.gates, ledger.notes, console)
+    if verbose:
+        _print_groups(ledger.groups, console)
+        _print_declined(ledger.declined, console)
+    if ledger.output.path:
+        _say(console, f"wrote {escape(ledger.output.path)}")
+
+
+def print_inspection(inspection: Inspection, console: Console, *, verbose: bool = False) -> None:
+    """Print the groups, and what is frozen, by reason."""
+    _say(
+        console,
+        f"{inspection.weights:,} weights, {inspection.macs:,} MACs, {len(inspection.groups)} groups of "
+        f"{sum(group.size for group in inspection.groups):,} units",
+    )
+    _print_groups(inspection.groups, console, axes=verbose)
+    _print_declined(inspection.declined, console)
+    _print_gates([], inspection.notes, console)
+
+
+def print_comparison(comparison: Comparison, console: Console, *, verbose: bool = False) -> None:
+    """Print both models beside each other."""
+    table = _table("", "before", "after", "change")
+    _row(table, "weights", comparison.weights.before, comparison.weights.after)
+    _row(table, "nonzero weights", comparison.nonzero.before, comparison.nonzero.after)
+    _row(table, "MACs", comparison.macs.before, comparison.macs.after)
+    _row(table, "bytes", comparison.bytes.before, comparison.bytes.after)
+    _latency_row(table, comparison.latency)
+    console.print(table)
+    _print_fidelity(comparison.fidelity, "the inputs", console)
+    if verbose:
+        for output in comparison.fidelity.outputs:
+            _say(
+                console, f"  {escape(output.name)}: relative L2 {output.relative_l2:.4g}, max abs {output.max_abs:.4g}"
+            )
+    _print_gates(comparison.gates, comparison.notes, console)
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a line as it is, however narrow the terminal."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place == 0 else "right")
+    return table
+
+
+def _row(table: Table, name: str, before: int, after: int) -> None:
+    change = f"{after / before - 1:+.1%}" if before else "-"
+    table.add_row(name, f"{before:,}", f"{after:,}", change)
+
+
+def _latency_row(table: Table, latency: Latency) -> None:
+    low, high = latency.ratio_ci
+    table.add_row(
+        f"latency, {latency.threads} thread{'s' * (latency.threads > 1)}",
+        f"{latency.before_ms:.3f} ms",
+        f"{latency.after_ms:.3f} ms",
+        f"x{latency.ratio:.2f} [{low:.2f}, {high:.2f}] {latency.verdict}",
+    )
+
+
+def _print_fidelity(fidelity: Fidelity, source: str, console: Console) -> None:
+    agreement = "" if fidelity.top1_agreement is None else f", {fidelity.top1_agreement:.2%} of answers the same"
+    _say(console, f"outputs on {escape(source)}: relative L2 error {fidelity.relative_l2:.4f}{agreement}")
+    if fidelity.nonfinite:
+        _say(console, f"[red]{fidelity.nonfinite} output values are NaN or infinite[/red]")
+
+
+def _print_gates(gates: Iterable[Gate], notes: Iterable[str], console: Console) -> None:
+    for gate in gates:
+        word = "[green]held[/green]" if gate.ok else "[red]MISSED[/red]"
+        _say(console, f"gate {gate.name}: {gate.value:.6g} against {gate.limit:g}: {word}")
+    for note in notes:
+        _say(console, f"[yellow]warning:[/yellow] {escape(note)}")
+
+
+def _print_groups(groups: Iterable[GroupRecord], console: Console, *, axes: bool = False) -> None:
+    table = _table("group", "units", "criterion", "mean", "max", "over the rule")
+    for group in groups:
+        scores = np.array(group.score)
+        table.add_row(
+            escape(group.name),
+            str(group.size),
+            group.criterion,
+            f"{scores.mean():.3g}",
+            f"{scores.max():.3g}",
+            str(len(group.removed)),
+        )
+    console.print(table)
+    if axes:
+        for group in groups:
+            _say(console, escape(f"{group.name}: " + ", ".join(f"{name} axis {axis}" for name, axis in group.axes)))
+
+
+def _print_declined(declined: Iterable[DeclinedRecord], console: Console) -> None:
+    by_reason: dict[tuple[str, str], list[DeclinedRecord]] = {}
+    for record in declined:
+        by_reason.setdefault((record.node, record.reason), []).append(record)
+    if not by_reason:
+        return
+    table = _table("left alone", "share of weights", "at", "because")
+    for (node, reason), records in sorted(by_reason.items(), key=lambda item: -sum(r.share for r in item[1])):
+        places = ", ".join(f"{record.tensor} axis {record.axis}" for record in records[:3])
+        more = f" and {len(records) - 3} more" if len(records) > 3 else ""
+        share = f"{sum(record.share for record in records):.1%}"
+        table.add_row(escape(places + more), share, escape(node), escape(reason))
+    console.print(table)
