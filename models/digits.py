@@ -4,7 +4,7 @@
 
 The graph is built in ONNX, trained through the project's own fine-tuning hook (`graphprune.finetune`), and
 written as ``digits.onnx``, with ``digits_calib.npz`` (unlabelled training images, to calibrate with) and
-``digits_test.npz`` (images and labels that training never saw). Needs torch and scikit-learn; about 6 seconds
+``digits_test.npz`` (images and labels that training never saw). Needs torch and scikit-learn; about 8 seconds
 on one core. Everything is seeded.
 """
 
@@ -30,18 +30,20 @@ TRAIN = 1347
 CALIBRATION = 256
 EPOCHS = 40
 BATCH = 64
+L1 = 1e-3
+"""Weight of the sum of absolute weights in the loss: it leaves few large weights, as Han et al. 2015 train."""
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 # name of the layer, of its input, of its output; shape of its weight; whether a 2x2 max-pooling follows its Relu
 CONVOLUTIONS = [
-    ("conv1", "image", "conv1_relu", (16, 1, 3, 3), False),
-    ("conv2", "conv1_relu", "conv2_pool", (32, 16, 3, 3), True),
-    ("conv3", "conv2_pool", "conv3_pool", (64, 32, 3, 3), True),
+    ("conv1", "image", "conv1_relu", (32, 1, 3, 3), False),
+    ("conv2", "conv1_relu", "conv2_pool", (64, 32, 3, 3), True),
+    ("conv3", "conv2_pool", "conv3_pool", (64, 64, 3, 3), True),
 ]
-HIDDEN = ("hidden", (128, 256))
-CLASSIFIER = ("classifier", (10, 128))
+HIDDEN = ("hidden", (256, 256))
+CLASSIFIER = ("classifier", (10, 256))
 
 
 def data() -> tuple[Floats, Labels, Floats, Labels]:
@@ -93,11 +95,11 @@ def build() -> onnx.ModelProto:
 
 
 def train(module: torch.nn.Module, images: Floats, labels: Labels) -> None:
-    """Train with AdamW and a one-cycle learning rate; each batch is shifted by up to one pixel."""
+    """Train with Adam, an L1 penalty and a one-cycle learning rate; each batch is shifted by up to one pixel."""
     torch.manual_seed(SEED)
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     steps = -(-len(y) // BATCH) * EPOCHS
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=1e-2)
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     module.train()
     for _ in range(EPOCHS):
@@ -107,7 +109,8 @@ def train(module: torch.nn.Module, images: Floats, labels: Labels) -> None:
             down, right = torch.randint(0, 3, (2,)).tolist()
             shifted = torch.nn.functional.pad(x[pick], (1, 1, 1, 1))[..., down : down + 8, right : right + 8]
             optimizer.zero_grad()
-            loss: Any = torch.nn.functional.cross_entropy(module(shifted), y[pick])
+            size: Any = sum(weight.abs().sum() for weight in module.parameters())
+            loss = torch.nn.functional.cross_entropy(module(shifted), y[pick]) + L1 * size
             loss.backward()
             optimizer.step()
             schedule.step()

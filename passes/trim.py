@@ -22,9 +22,9 @@ SHARES = (1.0, 0.5, 0.25, 0.125)
 """What part of the rule's units to try, largest first."""
 SLACK = 0.005
 """How much worse than with zeros alone the outputs may be: about one answer of the 256 that are asked."""
-BLOCK = 4
-"""Channels of a convolution go by fours: ONNX Runtime's blocked kernels take no other widths, so that 127 channels can
-cost more than 128."""
+BLOCK = 16
+"""Convolutions keep a multiple of this many channels: ONNX Runtime's kernels work on blocks of 16 (8 without AVX-512),
+and a width between two multiples can be slower than the larger of them."""
 
 
 def by_fraction(coupling: Coupling, scores: Scores, fraction: float) -> BoolArray:
@@ -105,12 +105,13 @@ def by_trial(coupling: Coupling, steps: list[Step], trial: Callable[[BoolArray],
 
 
 def _in_blocks(coupling: Coupling, steps: list[Step]) -> list[Step]:
-    """Leave out the last steps of every group of convolution channels that do not fill a block."""
+    """Leave out the last steps of every group of convolution channels, until what it keeps fills whole blocks."""
     count = Counter(step.group for step in steps)
-    for index in count:
-        dims = (coupling.graph.initializers[name].dims for name, _ in coupling.groups[index].axes)
-        if any(len(shape) > 2 for shape in dims):
-            count[index] -= count[index] % BLOCK
+    for index, taken in count.items():
+        group = coupling.groups[index]
+        if any(len(coupling.graph.initializers[name].dims) > 2 for name, _ in group.axes):
+            fill = -(len(group.units) - taken) % BLOCK
+            count[index] = max(taken - fill, 0)
     chosen = []
     for step in steps:
         if count[step.group] > 0:

@@ -50,7 +50,7 @@ def test_accuracy_is_what_the_readme_states():
 
 def test_the_builder_makes_the_shipped_graph(digits, shipped):
     built = digits.build()
-    assert sum(int(np.prod(tensor.dims)) for tensor in built.graph.initializer) == 57482
+    assert sum(int(np.prod(tensor.dims)) for tensor in built.graph.initializer) == 124106
     for new, old in zip(built.graph.initializer, shipped.graph.initializer, strict=True):
         assert (new.name, new.dims, new.data_type) == (old.name, old.dims, old.data_type)
         new.CopyFrom(old)
