@@ -26,6 +26,13 @@ PREFIX = "graphprune_probe"
 HUGE = 1e30
 """Lifts every positive activation above 1 that is at least 1e-30."""
 
+BLOCKED_RANK = 4
+"""Rank of the tensors that can be in the blocked layout, and of the outputs of their probes."""
+LARGE = 32 * 32
+"""Maps with more positions than this are measured on every `STRIDE`-th row and column."""
+STRIDE = 3
+"""Odd, so that it does not fall in step with strided and transposed convolutions."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -45,7 +52,45 @@ class Probe:
     squares: bool = False
 
 
-def probed(graph: Graph, probes: Sequence[Probe]) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class Placed:
+    """A probe in the graph.
+
+    Attributes
+    ----------
+    probe : Probe
+    outputs : dict of str to str
+        Names of its outputs, by what they hold: ``total``, and as needed ``size``, ``positive``, ``squares``.
+    positions : int or None
+        In the blocked form, the values per sample and channel, whose means the outputs hold; None in the general form,
+        whose outputs hold sums.
+    """
+
+    probe: Probe
+    outputs: dict[str, str]
+    positions: int | None
+
+    def read(self, totals: Mapping[str, FloatArray], rows: Mapping[str, int]) -> Moments:
+        """Turn outputs, added up over runs and over axis 0 of the blocked form, into moments.
+
+        Parameters
+        ----------
+        totals : mapping of str to ndarray
+            By output name: sums of shape (channels,), or sums of means of shape (channels, 1, 1).
+        rows : mapping of str to int
+            By output name, how many means were added up.
+        """
+        found = {kind: totals[name] for kind, name in self.outputs.items()}
+        if self.positions is None:
+            count = int(found["size"]) // max(found["total"].size, 1)
+        else:
+            count = self.positions * rows[self.outputs["total"]]
+            found = {kind: value.ravel() * self.positions for kind, value in found.items()}
+        zeros = count - np.rint(found["positive"]) if self.probe.zeros else None
+        return Moments(count, found["total"], zeros, found.get("squares"))
+
+
+def probed(graph: Graph, probes: Sequence[Probe]) -> tuple[onnx.ModelProto, list[Placed]]:
     """Return the model with reductions of the probed tensors as its only outputs.
 
     Parameters
@@ -57,60 +102,28 @@ def probed(graph: Graph, probes: Sequence[Probe]) -> onnx.ModelProto:
 
     Returns
     -------
-    onnx.ModelProto
-        Outputs named by `outputs_of`.
+    model : onnx.ModelProto
+    placed : list of Placed
+        Where to read each probe.
     """
     result = onnx.ModelProto()
     result.CopyFrom(graph.proto)
     del result.graph.output[:]
     builder = _Builder(result, graph.opset)
+    placed = []
     for index, probe in enumerate(probes):
         shape = graph.shape(probe.tensor) or ()
         kind = graph.element_types.get(probe.tensor, onnx.TensorProto.FLOAT)
-        if is_blocked(probe, shape) and kind == onnx.TensorProto.FLOAT:
-            _add_blocked(builder, index, probe, shape)
-        else:
-            _add_general(builder, index, probe, len(shape), kind)
+        place = _add_blocked if _is_blocked(probe, shape, kind) else _add_general
+        placed.append(place(builder, f"{PREFIX}_{index}", probe, shape, kind))
     list_initializers(result)
-    return result
+    return result, placed
 
 
-def is_blocked(probe: Probe, shape: Shape) -> bool:
-    """Return whether a tensor can live in ONNX Runtime's blocked layout."""
-    return len(shape) == 4 and probe.axis == 1
-
-
-def outputs_of(index: int, probe: Probe) -> dict[str, str]:
-    """Return the names of a probe's outputs, by what they hold."""
-    kinds = ["size", "total", *(["positive"] if probe.zeros else []), *(["squares"] if probe.squares else [])]
-    return {kind: f"{PREFIX}_{index}_{kind}" for kind in kinds}
-
-
-def read(probe: Probe, values: Mapping[str, npt.NDArray[np.generic]]) -> Moments:
-    """Turn one run's outputs of a probe into moments.
-
-    Parameters
-    ----------
-    probe : Probe
-    values : mapping of str to ndarray
-        By what they hold: sums of shape (channels,), or means of shape (N, channels, 1, 1).
-    """
-    size = int(values["size"])
-    channels = values["total"].size if values["total"].ndim == 1 else values["total"].shape[1]
-    count = size // channels
-
-    def summed(kind: str) -> FloatArray:
-        value = values[kind].astype(np.float64)
-        if value.ndim == 1:
-            return value
-        return np.asarray(value.reshape(len(value), channels).sum(axis=0) * (count // len(value)))
-
-    return Moments(
-        count,
-        summed("total"),
-        count - np.rint(summed("positive")) if probe.zeros else None,
-        summed("squares") if probe.squares else None,
-    )
+def _is_blocked(probe: Probe, shape: Shape, kind: int) -> bool:
+    """Whether a tensor can live in ONNX Runtime's blocked layout, and its extents are known."""
+    known = len(shape) == BLOCKED_RANK and all(isinstance(extent, int) for extent in shape[1:])
+    return known and probe.axis == 1 and kind == onnx.TensorProto.FLOAT
 
 
 class _Builder:
@@ -139,6 +152,11 @@ class _Builder:
         high = self.constant(f"{output}_high", np.array(1, np.float32))
         return self.node("Clip", [source, low, high], output)
 
+    def scale_channels(self, source: str, factor: float, channels: int, output: str, stride: int = 1) -> str:
+        """Multiply by a constant, at every stride-th position, in a depthwise convolution."""
+        weight = self.constant(f"{output}_scale", np.full((channels, 1, 1, 1), factor, np.float32))
+        return self.node("Conv", [source, weight], output, group=channels, strides=[stride, stride])
+
     def reduce_sum(self, source: str, axes: Sequence[int], output: str) -> str:
         """Sum over axes; they are an input since operator set 13."""
         if self.opset < 13:
@@ -147,34 +165,41 @@ class _Builder:
         return self.node("ReduceSum", [source, names], output, keepdims=0)
 
 
-def _add_blocked(builder: _Builder, index: int, probe: Probe, shape: Shape) -> None:
-    names = outputs_of(index, probe)
-    builder.output(builder.node("Size", [probe.tensor], names["size"]), onnx.TensorProto.INT64)
-    builder.output(builder.node("GlobalAveragePool", [probe.tensor], names["total"]))
+def _add_blocked(builder: _Builder, name: str, probe: Probe, shape: Shape, kind: int) -> Placed:
+    _, channels, height, width = (extent if isinstance(extent, int) else 1 for extent in shape)
+    source = probe.tensor
+    if height * width > LARGE:
+        source = builder.scale_channels(source, 1.0, channels, f"{name}_sampled", STRIDE)
+        height, width = -(-height // STRIDE), -(-width // STRIDE)
+    outputs = {"total": builder.node("GlobalAveragePool", [source], f"{name}_total")}
     if probe.zeros:
-        channels = int(shape[1] or 0)
-        weight = builder.constant(f"{names['positive']}_scale", np.full((channels, 1, 1, 1), HUGE, np.float32))
-        lifted = builder.node("Conv", [probe.tensor, weight], f"{names['positive']}_lifted", group=channels)
-        clipped = builder.clip(lifted, f"{names['positive']}_clipped")
-        builder.output(builder.node("GlobalAveragePool", [clipped], names["positive"]))
+        lifted = builder.scale_channels(source, HUGE, channels, f"{name}_lifted")
+        clipped = builder.clip(lifted, f"{name}_clipped")
+        outputs["positive"] = builder.node("GlobalAveragePool", [clipped], f"{name}_positive")
     if probe.squares:
-        squared = builder.node("Mul", [probe.tensor, probe.tensor], f"{names['squares']}_squared")
-        builder.output(builder.node("GlobalAveragePool", [squared], names["squares"]))
+        squared = builder.node("Mul", [source, source], f"{name}_squared")
+        outputs["squares"] = builder.node("GlobalAveragePool", [squared], f"{name}_squares")
+    for output in outputs.values():
+        builder.output(output)
+    return Placed(probe, outputs, height * width)
 
 
-def _add_general(builder: _Builder, index: int, probe: Probe, rank: int, kind: int) -> None:
-    names = outputs_of(index, probe)
-    others = [axis for axis in range(rank) if axis != probe.axis]
+def _add_general(builder: _Builder, name: str, probe: Probe, shape: Shape, kind: int) -> Placed:
+    others = [axis for axis in range(len(shape)) if axis != probe.axis]
     source = probe.tensor
     if kind != onnx.TensorProto.FLOAT:  # half precision cannot count past 2048
-        source = builder.node("Cast", [source], f"{names['size']}_float", to=onnx.TensorProto.FLOAT)
-    builder.output(builder.node("Size", [source], names["size"]), onnx.TensorProto.INT64)
-    builder.output(builder.reduce_sum(source, others, names["total"]))
+        source = builder.node("Cast", [source], f"{name}_float", to=onnx.TensorProto.FLOAT)
+    outputs = {"total": builder.reduce_sum(source, others, f"{name}_total")}
     if probe.zeros:
-        zero = builder.constant(f"{names['positive']}_zero", np.array(0, np.float32))
-        greater = builder.node("Greater", [source, zero], f"{names['positive']}_greater")
-        number = builder.node("Cast", [greater], f"{names['positive']}_number", to=onnx.TensorProto.FLOAT)
-        builder.output(builder.reduce_sum(number, others, names["positive"]))
+        zero = builder.constant(f"{name}_zero", np.array(0, np.float32))
+        greater = builder.node("Greater", [source, zero], f"{name}_greater")
+        number = builder.node("Cast", [greater], f"{name}_number", to=onnx.TensorProto.FLOAT)
+        outputs["positive"] = builder.reduce_sum(number, others, f"{name}_positive")
     if probe.squares:
-        squared = builder.node("Mul", [source, source], f"{names['squares']}_squared")
-        builder.output(builder.reduce_sum(squared, others, names["squares"]))
+        squared = builder.node("Mul", [source, source], f"{name}_squared")
+        outputs["squares"] = builder.reduce_sum(squared, others, f"{name}_squares")
+    for output in outputs.values():
+        builder.output(output)
+    outputs["size"] = builder.node("Size", [source], f"{name}_size")
+    builder.output(outputs["size"], onnx.TensorProto.INT64)
+    return Placed(probe, outputs, None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graphprune.calib.probes import Probe, outputs_of, probed, read
-from graphprune.calib.stats import Key, Moments, merge
+import numpy as np
+
+from graphprune.calib.probes import BLOCKED_RANK, Probe, probed
+from graphprune.calib.stats import FloatArray, Key, Moments
 from graphprune.calib.stream import Source
 from graphprune.ir.graph import Graph
 from graphprune.ir.rectified import rectified
@@ -73,17 +75,17 @@ def calibrate(
     """
     if not probes:
         return {}
-    session = open_session(probed(graph, probes), threads=threads)
-    names = [list(outputs_of(index, probe).items()) for index, probe in enumerate(probes)]
-    flat = [name for outputs in names for _, name in outputs]
-    statistics: dict[Key, Moments] = {}
-    for feeds in source.batches(batch_size):
-        values = dict(zip(flat, run_session(session, feeds, flat), strict=True))
-        found = {
-            (probe.tensor, probe.axis): read(probe, {kind: values[name] for kind, name in outputs})
-            for probe, outputs in zip(probes, names, strict=True)
-        }
-        statistics = merge(statistics, found)
+    model, placed = probed(graph, probes)
+    session = open_session(model, threads=threads, in_node_order=True)
+    names = [name for place in placed for name in place.outputs.values()]
+    totals: dict[str, FloatArray] = {}
+    rows = dict.fromkeys(names, 0)
+    for count, feeds in source.counted(batch_size):
+        for name, value in zip(names, run_session(session, feeds, names), strict=True):
+            blocked = value.ndim == BLOCKED_RANK
+            total = value.sum(axis=0, dtype=np.float64) if blocked else value.astype(np.float64)
+            totals[name] = totals[name] + total if name in totals else total
+            rows[name] += len(value) if blocked else 1
         if progress is not None:
-            progress(batch_size)
-    return statistics
+            progress(count)
+    return {(place.probe.tensor, place.probe.axis): place.read(totals, rows) for place in placed}

@@ -71,14 +71,19 @@ class Source:
         CalibrationError
             When there is no batch at all, or data that is read on the way is not usable.
         """
+        for _, feeds in self.counted(batch_size):
+            yield feeds
+
+    def counted(self, batch_size: int = 1) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Walk the data once, as `batches`, with the number of samples in front of each batch."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         size = self._fixed_batch or batch_size
         empty = True
         for kind, group in itertools.groupby(self._limited(), lambda chunk: chunk.kind):
-            for feeds in _join(group, size, whole=self._fixed_batch is not None) if kind[0] else _one_by_one(group):
+            for batch in _join(group, size, whole=self._fixed_batch is not None) if kind[0] else _one_by_one(group):
                 empty = False
-                yield feeds
+                yield batch
         if empty:
             raise self._no_sample()
 
@@ -134,7 +139,7 @@ class Source:
         )
 
 
-def _join(chunks: Iterable[Chunk], size: int, *, whole: bool) -> Iterator[dict[str, Array]]:
+def _join(chunks: Iterable[Chunk], size: int, *, whole: bool) -> Iterator[tuple[int, dict[str, Array]]]:
     """Cut batches of `size` samples across the borders of like chunks; an incomplete rest goes if `whole`."""
     pieces: list[dict[str, Array]] = []
     held = 0
@@ -145,13 +150,13 @@ def _join(chunks: Iterable[Chunk], size: int, *, whole: bool) -> Iterator[dict[s
             pieces.append(chunk.take(start, stop))
             held, start = held + stop - start, stop
             if held == size:
-                yield chunk.concatenate(pieces)
+                yield size, chunk.concatenate(pieces)
                 pieces, held = [], 0
     if pieces and not whole:
-        yield chunk.concatenate(pieces)
+        yield held, chunk.concatenate(pieces)
 
 
-def _one_by_one(chunks: Iterable[Chunk]) -> Iterator[dict[str, Array]]:
+def _one_by_one(chunks: Iterable[Chunk]) -> Iterator[tuple[int, dict[str, Array]]]:
     for chunk in chunks:
         for index in range(chunk.count):
-            yield chunk.take(index, index + 1)
+            yield 1, chunk.take(index, index + 1)

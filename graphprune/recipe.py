@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -65,23 +66,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.target is None and self.channels is None:
             raise RecipeError("nothing is asked for", hint="give --target, --channels, or both")
-        for name in ("target", "channels"):
-            _demand(name, getattr(self, name), lambda value: 0 <= value < 1, "at least 0 and below 1")
+        for field in fields(self):
+            _demand(field.name, getattr(self, field.name))
         if self.structural != "auto":
-            _demand("structural", self.structural, lambda value: 0 <= value <= 1, '"auto", or from 0 to 1')
             if self.target is None:
                 raise RecipeError("--structural is a share of --target", hint="give --target as well")
             if self.channels is not None:
                 raise RecipeError("--structural and --channels both say how much to remove", hint="give one of them")
-        _demand("max_latency_ratio", self.max_latency_ratio, lambda value: value > 0, "above 0")
-        _demand("max_drop", self.max_drop, lambda value: 0 <= value <= 1, "from 0 to 1")
-        _demand("threads", self.threads, lambda value: value >= 1, "at least 1")
-        _demand("runs", self.runs, lambda value: value >= 2, "at least 2")
-        _demand("seed", self.seed, lambda value: value >= 0, "at least 0")
-        if self.criterion not in CRITERIA:
-            raise RecipeError(
-                f"there is no criterion {self.criterion!r}", where=_option("criterion"), hint=f"one of {CRITERIA}"
-            )
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -107,9 +98,10 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError("the recipe cannot be read", where=str(path), why=str(error)) from error
     known = {field.name for field in fields(Recipe)}
-    for key in values:
+    for key, value in values.items():
         if key not in known:
             raise RecipeError(f"a recipe has no {key!r}", where=str(path), hint=f"it has {sorted(known)}")
+        _demand(key, value)
     return values
 
 
@@ -117,9 +109,31 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _demand(name: str, value: Any, holds: Any, words: str) -> None:
-    if value is None:
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not holds(value):
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "target": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
+    "channels": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
+    "structural": (lambda value: value == "auto" or (_number(value) and 0 <= value <= 1), '"auto", or from 0 to 1'),
+    "criterion": (lambda value: value in CRITERIA, f"one of {CRITERIA}"),
+    "recover": (lambda value: isinstance(value, bool), "true or false"),
+    "max_latency_ratio": (lambda value: _number(value) and value > 0, "above 0"),
+    "max_drop": (lambda value: _number(value) and 0 <= value <= 1, "from 0 to 1"),
+    "threads": (lambda value: _whole(value) and value >= 1, "a whole number, at least 1"),
+    "runs": (lambda value: _whole(value) and value >= 2, "a whole number, at least 2"),
+    "seed": (lambda value: _whole(value) and value >= 0, "a whole number, at least 0"),
+}
+
+_OPTIONAL = ("target", "channels", "max_latency_ratio", "max_drop")
+
+
+def _demand(name: str, value: Any) -> None:
+    holds, words = _DEMANDS[name]
+    if not holds(value) and not (value is None and name in _OPTIONAL):
         raise RecipeError(f"{_option(name)} must be {words}, not {value!r}", where=_option(name))

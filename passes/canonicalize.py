@@ -38,7 +38,8 @@ def canonicalize(proto: onnx.ModelProto, *, fold_weights: bool) -> onnx.ModelPro
     rewrite.fold_constants(result)
     rewrite.remove_identities(result)
     if fold_weights:
-        rewrite.fold_batch_normalization(result)
+        while rewrite.fold_batch_normalization(result):  # one may stand behind another
+            pass
     rewrite.drop_dead(result)
     rewrite.unlist_initializers(result)
     return result

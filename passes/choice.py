@@ -28,7 +28,8 @@ class Step:
     score : float
         Mean score, comparable within the queue.
     rank : float
-        Mean score in standard deviations above the mean of the group, comparable between queues.
+        Mean score in standard deviations above the mean of the group, comparable between queues; infinite where all
+        of the units are dead.
     group : int
         Index of the group that the first of the units belongs to.
     """
@@ -46,7 +47,7 @@ class Queue:
     Attributes
     ----------
     steps : tuple of Step
-        Highest score first.
+        Dead units first, then the highest scores.
     groups : tuple of int
         Indices of the groups that they belong to.
     criterion : str
@@ -82,7 +83,8 @@ def queues(coupling: Coupling, scores: Scores) -> list[Queue]:
         ranks[group.units] = normalised(group, scores)
 
     def step(units: IntArray) -> Step:
-        return Step(units, float(scores.values[units].mean()), float(ranks[units].mean()), int(group_of[units[0]]))
+        rank = np.inf if scores.dead[units].all() else ranks[units].mean()
+        return Step(units, float(scores.values[units].mean()), float(rank), int(group_of[units[0]]))
 
     result = []
     balanced = _clusters(coupling, group_of)
@@ -93,7 +95,7 @@ def queues(coupling: Coupling, scores: Scores) -> list[Queue]:
     taken = {group for groups, _ in balanced for group in groups}
     for index, group in enumerate(coupling.groups):
         if index not in taken:
-            order = group.units[np.argsort(-scores.values[group.units], kind="stable")]
+            order = _in_order(group.units, scores)
             steps = tuple(step(order[place : place + 1]) for place in range(len(order)))
             result.append(Queue(steps, (index,), scores.criteria[index]))
     return result
@@ -159,7 +161,12 @@ def _disjoint(parts: list[IntArray]) -> bool:
 
 
 def _rounds(parts: list[IntArray], scores: Scores) -> list[IntArray]:
-    """One unit of each part a round, highest scores first; as many rounds as the smallest part has units."""
-    ordered = [part[np.argsort(-scores.values[part], kind="stable")] for part in parts]
+    """One unit of each part a round; as many rounds as the smallest part has units."""
+    ordered = [_in_order(part, scores) for part in parts]
     count = min(len(part) for part in ordered)
     return [np.array([part[place] for part in ordered], dtype=np.int64) for place in range(count)]
+
+
+def _in_order(units: IntArray, scores: Scores) -> IntArray:
+    """Dead units first, whose removal costs nothing, then the highest scores."""
+    return units[np.lexsort((-scores.values[units], ~scores.dead[units]))]

@@ -25,7 +25,7 @@ def allowed_nonzero(weights_before: int, target: float) -> int:
     target : float
         In [0, 1).
     """
-    allowed = int((1 - target) * weights_before) + 1
+    allowed = int((1 - target) * weights_before) + 1 if weights_before else 0
     while allowed > 0 and 1 - allowed / weights_before < target:
         allowed -= 1
     return allowed
@@ -69,11 +69,15 @@ def plan(proto: onnx.ModelProto, names: list[str], *, weights_before: int, targe
     """
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     names = [name for name in names if name in tensors]
-    magnitudes = [np.abs(array(tensors[name]).astype(np.float32)).ravel() for name in names]
+    magnitudes = [_magnitudes(tensors[name]) for name in names]
     flat = np.concatenate(magnitudes) if magnitudes else np.empty(0, np.float32)
     nonzero = count_nonzero(proto)
     needed = nonzero - allowed_nonzero(weights_before, target)
     already = int((flat == 0).sum())
+    if not weights_before and target > 0:
+        raise TargetError(
+            "the model holds no weights to prune", reachable=0.0, hint="check that this is the model meant"
+        )
     if needed > len(flat) - already:
         reachable = 1 - (nonzero - (len(flat) - already)) / weights_before
         raise TargetError(
@@ -104,3 +108,9 @@ def apply(proto: onnx.ModelProto, zeros: Zeros) -> None:
             values = array(tensor).copy()
             values.reshape(-1)[zeros[tensor.name]] = 0
             replace_values(tensor, values)
+
+
+def _magnitudes(tensor: onnx.TensorProto) -> npt.NDArray[np.floating]:
+    """Absolute values, flat, in a type that holds them all and that numpy can partition."""
+    values = array(tensor)
+    return np.abs(values if values.dtype == np.float64 else values.astype(np.float32)).ravel()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -67,9 +66,8 @@ def by_threshold(coupling: Coupling, scores: Scores) -> list[Step]:
     steps = []
     for queue in queues(coupling, scores):
         for step in queue.steps[: queue.most]:
-            if bool(scores.dead[step.units].all()):
-                steps.append(replace(step, rank=float("inf")))
-            elif queue.criterion == "apoz" and step.rank > 1:
+            dead = step.rank == float("inf")
+            if dead or (queue.criterion == "apoz" and step.rank > 1):
                 steps.append(step)
     return _in_order(steps)
 

@@ -40,7 +40,7 @@ def _add_to_bias(proto: onnx.ModelProto, graph: Graph, node: Node, delta: FloatA
         beta = float(node.attributes.get("beta", 1.0))
         if beta == 0:
             return False
-        scale = float(node.attributes.get("alpha", 1.0)) / beta
+        scale = 1 / beta
     elif node.op != "Conv":
         readers = graph.consumers.get(node.outputs[0], [])
         if len(readers) != 1 or readers[0].op != "Add" or node.outputs[0] in graph.outputs:

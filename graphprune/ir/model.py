@@ -81,6 +81,8 @@ def load(path: str | os.PathLike[str]) -> Model:
     """
     path = Path(path)
     where = str(path)
+    if path.is_dir():
+        raise RecipeError("the model is a folder, not a file", where=where, hint="give the .onnx file inside it")
     if not path.is_file():
         raise RecipeError("the model file does not exist", where=where, hint="check the path")
     data = path.read_bytes()
@@ -99,7 +101,13 @@ def load(path: str | os.PathLike[str]) -> Model:
     try:
         external_data_helper.load_external_data_for_model(proto, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelError("the model's external data cannot be read", where=where, why=str(error)) from error
+        raise ModelError(
+            "the model's external data cannot be read",
+            where=where,
+            why=str(error),
+            hint="export or download the model again, with its data file",
+        ) from error
+    _check_sizes(proto, where)
     size = len(data) + sum(name.stat().st_size for name in files)
     return Model(proto, path, hashlib.sha256(data).hexdigest(), size, bool(files))
 
@@ -122,6 +130,7 @@ def from_proto(proto: onnx.ModelProto) -> Model:
         When ``onnx.checker`` refuses the model.
     """
     _check(proto, "the model given")
+    _check_sizes(proto, "the model given")
     return Model(proto, None, *fingerprint(proto), external=False)
 
 
@@ -242,13 +251,11 @@ def array(tensor: onnx.TensorProto) -> npt.NDArray[np.generic]:
 
 def replace_values(tensor: onnx.TensorProto, values: npt.NDArray[np.generic]) -> None:
     """Give a tensor other values, of the same element type; its name and notes stay."""
-    replacement = onnx.TensorProto(
-        name=tensor.name,
-        data_type=tensor.data_type,
-        dims=values.shape,
-        raw_data=np.ascontiguousarray(values).tobytes(),
-        doc_string=tensor.doc_string,
-    )
+    replacement = numpy_helper.from_array(values, tensor.name)
+    if replacement.data_type != tensor.data_type:
+        raise TypeError(f"{tensor.name} does not hold values of type {values.dtype}")
+    replacement.doc_string = tensor.doc_string
+    replacement.metadata_props.extend(tensor.metadata_props)
     tensor.CopyFrom(replacement)
 
 
@@ -280,11 +287,25 @@ def _check(model: onnx.ModelProto | Path, where: str) -> None:
         ) from error
 
 
+def _check_sizes(proto: onnx.ModelProto, where: str) -> None:
+    """Refuse weights with more or less data than their shape says, which the checker lets pass."""
+    for tensor in _tensors(proto):
+        if tensor.data_type in FLOAT_TYPES and tensor.HasField("raw_data"):
+            size = int(np.prod(tensor.dims, dtype=np.int64))
+            if len(tensor.raw_data) != size * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize:
+                raise ModelError(
+                    "a tensor of the model holds more or less data than its shape says",
+                    where=where,
+                    why=f"{tensor.name!r} of shape {list(tensor.dims)} holds {len(tensor.raw_data)} bytes",
+                    hint="export the model again",
+                )
+
+
 def _external_files(proto: onnx.ModelProto, folder: Path) -> list[Path]:
     names: dict[str, None] = {}
     for tensor in _tensors(proto):
         if external_data_helper.uses_external_data(tensor):
-            names[external_data_helper.ExternalDataInfo(tensor).location] = None
+            names[next((entry.value for entry in tensor.external_data if entry.key == "location"), "")] = None
     return [folder / name for name in names]
 
 

@@ -34,7 +34,7 @@ def constants_to_initializers(proto: onnx.ModelProto) -> int:
         if name in outputs:
             fresh = f"{name}_value"
             next(t for t in proto.graph.initializer if t.name == name).name = fresh
-            proto.graph.node.append(onnx.helper.make_node("Identity", [fresh], [name]))
+            proto.graph.node.insert(0, onnx.helper.make_node("Identity", [fresh], [name]))
     return len(names)
 
 
@@ -115,7 +115,8 @@ def fold_batch_normalization(proto: onnx.ModelProto) -> int:
 
     With s = scale / sqrt(var + epsilon): w'[o] = s[o] * w[o], b'[o] = s[o] * (b[o] - mean[o]) + beta[o].
 
-    Left alone: a convolution whose output has other readers, and parameters that are shared or not initializers.
+    Left alone: a convolution whose output has other readers, parameters that are shared or not initializers, and
+    normalisation by the batch's own statistics.
     """
     graph = Graph(proto)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -146,6 +147,7 @@ def _foldable(graph: Graph, conv: Node, node: Node) -> bool:
     return (
         conv.op == "Conv"
         and len([name for name in node.outputs if name]) == 1
+        and not node.attributes.get("training_mode", 0)
         and len(graph.consumers[between]) == 1
         and between not in graph.outputs
         and all(graph.is_float(name) and len(graph.consumers[name]) == 1 for name in parameters if name)

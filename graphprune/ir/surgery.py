@@ -71,7 +71,7 @@ def _patched(node: Node, edit: Edit) -> onnx.NodeProto:
 
 
 def _resized(value: onnx.ValueInfoProto, edit: Edit) -> onnx.ValueInfoProto:
-    if not edit.changes(value.name):
+    if not edit.changes(value.name) or not value.type.tensor_type.HasField("shape"):
         return value
     copy = onnx.ValueInfoProto()
     copy.CopyFrom(value)
@@ -91,6 +91,7 @@ def slice_tensor(tensor: onnx.TensorProto, keep: BoolArray) -> onnx.TensorProto:
         Broadcastable to the tensor's shape.
     """
     result = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, doc_string=tensor.doc_string)
+    result.metadata_props.extend(tensor.metadata_props)
     replace_values(result, take(array(tensor), keep))
     return result
 

@@ -183,8 +183,12 @@ def _groups(ids_of: dict[str, tuple[IdArray, ...]], count: int) -> Iterator[Grou
 
 
 def _declined(coupler: Coupler, reason_of: IdArray) -> Iterator[Declined]:
-    """Frozen positions of the weights that contractions read."""
-    operands = {name: None for c in coupler.contractions for name in coupler.graph.sources(c.node.input(c.weight))}
+    """Frozen positions of the weights that contractions read, and of all others that are matrices or more."""
+    graph = coupler.graph
+    operands = {name: None for c in coupler.contractions for name in graph.sources(c.node.input(c.weight))}
+    for name, tensor in graph.initializers.items():
+        if graph.is_float(name) and sum(extent > 1 for extent in tensor.dims) > 1:
+            operands[name] = None
     for name in operands:
         for ids in coupler.ids_of.get(name, ()):
             found = reason_of[ids.ravel()]

@@ -54,10 +54,10 @@ def contracted_matrix(graph: Graph, contraction: Contraction) -> FloatArray | No
     -------
     ndarray of float64, shape (positions, outputs), or None
         Entry (i, o) is the sum of the weights between input position i and output channel o, 0 where they are in
-        different groups; None when the second operand is an activation too.
+        different groups; None when the second operand is an activation too, or a batch of matrices.
     """
     by_position = _by_position(graph, contraction)
-    if by_position is None:
+    if by_position is None or (contraction.node.op == "MatMul" and by_position.shape[2] > 1):
         return None
     summed: FloatArray = by_position.sum(axis=2)
     if contraction.groups == 1:
@@ -87,10 +87,11 @@ def contracted_norms(graph: Graph, contraction: Contraction) -> FloatArray:
 
 
 def _by_position(graph: Graph, contraction: Contraction) -> FloatArray | None:
-    """The weight as [positions of one group, output channels, everything else]."""
+    """The weight as [positions of one group, output channels, everything else], by what Gemm scales it with."""
     value = constant_value(graph, contraction.node.input(contraction.weight))
     if value is None:
         return None
     axes = (contraction.weight_axis, contraction.output_axis)
-    moved = np.moveaxis(value.astype(np.float64), axes, (0, 1))
+    scale = float(contraction.node.attributes.get("alpha", 1.0)) if contraction.node.op == "Gemm" else 1.0
+    moved = np.moveaxis(value.astype(np.float64) * scale, axes, (0, 1))
     return np.asarray(moved.reshape(*moved.shape[:2], -1))

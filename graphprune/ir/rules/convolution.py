@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import IdArray, Reason
+from graphprune.ir.atoms import IdArray, Reason, support
 from graphprune.ir.coupler import Coupler
 from graphprune.ir.edit import Edit, set_attribute
 from graphprune.ir.graph import Node
@@ -59,8 +59,8 @@ def _couple_groups(coupler: Coupler, weight: str, groups: int, channels: IdArray
     rows = np.repeat(by_group, len(outputs) // groups, axis=0)
     rank = len(coupler.graph.initializers[weight].dims)
     columns = rows.reshape(rows.shape + (1,) * (rank - 2))
-    known = [ids for ids in coupler.ids_of[weight] if ids.shape == columns.shape]
-    if known:  # a weight that several convolutions share
+    known = [ids for ids in coupler.ids_of[weight] if 1 in support(ids)]
+    if known:  # a weight that other nodes read, too
         coupler.atoms.join(known[0], columns)
     else:
         coupler.ids_of[weight].append(columns)

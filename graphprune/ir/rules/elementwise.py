@@ -97,8 +97,8 @@ def couple_unary(node: Node, coupler: Coupler) -> None:
 
 def couple_broadcast(node: Node, coupler: Coupler) -> None:
     """Join the inputs position by position."""
-    if "axis" in node.attributes:
-        coupler.freeze_node(node, f"{node.op} with the axis attribute of operator sets before 7")
+    if "axis" in node.attributes or (node.op == "PRelu" and coupler.graph.opset < 7):
+        coupler.freeze_node(node, f"{node.op} does not broadcast from the last axis on in operator sets before 7")
     elif coupler.ranked(node):
         coupler.set(node.outputs[0], coupler.merge(node, [name for name in node.inputs if name]))
 

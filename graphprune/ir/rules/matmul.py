@@ -50,7 +50,8 @@ def _contract(node: Node, coupler: Coupler, left_axis: int, right_axis: int, out
     left, right = node.input(0), node.input(1)
     coupler.join(coupler.vector(left, left_axis), coupler.vector(right, right_axis), reason)
     if left in coupler.graph.constants and right not in coupler.graph.constants:
-        coupler.contract(Contraction(node, 1, 0, right_axis, left_axis, len(coupler.shape(left) or ()) - 2))
+        last = len(coupler.shape(left) or ()) - 1
+        coupler.contract(Contraction(node, 1, 0, right_axis, left_axis, 2 * last - 1 - left_axis))
     else:
         coupler.contract(Contraction(node, 0, 1, left_axis, right_axis, output_axis))
 

@@ -129,14 +129,17 @@ def _absorb_ones(pairs: list[Block]) -> list[Block]:
 
 
 def patch_reshape(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
-    """Write the new extents where the shape constant names an axis that changed (0 and -1 stay as they are)."""
+    """Write the new extents where the shape constant names an axis that changed."""
     constant = node.attributes.get("shape")
     if constant is None:
         value = edit.value(node.input(1))
         constant = [] if value is None else value.ravel().tolist()
-    new = edit.new_shape(node.outputs[0])
-    patched = [extent if extent in (0, -1) else now for extent, now in zip(constant, new, strict=True)]
-    if any(not isinstance(extent, int) for extent in patched) or list(constant) == patched:
+    source, new = edit.new_shape(node.input(0)), edit.new_shape(node.outputs[0])
+    patched = [
+        _patched_extent(extent, source[axis] if axis < len(source) else None, new[axis])
+        for axis, extent in enumerate(constant)
+    ]
+    if list(constant) == patched:
         return
     if "shape" in node.attributes:
         set_attribute(proto, "shape", patched)
@@ -144,9 +147,27 @@ def patch_reshape(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
         set_input(proto, 1, edit.constant(np.array(patched, dtype=np.int64)))
 
 
+def _patched_extent(extent: int, source: Dim, new: Dim) -> int:
+    """-1 stays, and so does 0 where the input's axis at that place is as long as the output's, now too."""
+    if extent == -1 or not isinstance(new, int) or (extent == 0 and new == source):
+        return extent
+    return new
+
+
+def patch_squeeze(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
+    """Name the axes: one that shrinks to a single position is not among those that go."""
+    if node.input(1) or "axes" in node.attributes:
+        return
+    axes = [axis for axis, extent in enumerate(edit.shape(node.input(0))) if extent == 1]
+    if edit.opset < 13:
+        set_attribute(proto, "axes", axes)
+    else:
+        set_input(proto, 1, edit.constant(np.array(axes, dtype=np.int64)))
+
+
 RULES = {
     "Reshape": Rule(couple_reshape, patch_reshape),
     "Flatten": Rule(couple_reshape),
-    "Squeeze": Rule(couple_reshape),
+    "Squeeze": Rule(couple_reshape, patch_squeeze),
     "Unsqueeze": Rule(couple_reshape),
 }
