@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from graphprune.calib.chunks import Chunk, check_chunk
 from graphprune.calib.specs import Array, InputSpec
 from graphprune.errors import CalibrationError, RecipeError
+from graphprune.recipe import read_toml
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 """File name endings, in lower case, that are taken as images."""
+DECLARATION = "preprocessing.toml"
+"""Name of the file in a folder of images that declares their preprocessing."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,49 @@ class ImagePreprocessing:
                     why=f"it is {getattr(self, name)!r}",
                     hint="mean and scale are finite, std and size positive, RGB or BGR, NCHW or NHWC",
                 )
+
+
+def read_preprocessing(folder: Path) -> ImagePreprocessing:
+    """Read what a folder of images declares of their preprocessing.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds `DECLARATION`, whose keys are the attributes of `ImagePreprocessing`.
+
+    Returns
+    -------
+    ImagePreprocessing
+
+    Raises
+    ------
+    RecipeError
+        When there is no such file, or it is not TOML, or declares something else or out of range.
+    """
+    path = folder / DECLARATION
+    names = [field.name for field in fields(ImagePreprocessing)]
+    if not path.is_file():
+        raise RecipeError(
+            "the calibration folder holds images, and their preprocessing is not declared",
+            where=str(path),
+            hint=f"write this file with {', '.join(names)}, or give the prepared inputs as an .npz file",
+        )
+    values = read_toml(path)
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise RecipeError(
+            f"an image preprocessing has no {unknown[0]!r}", where=str(path), hint=f"it has {', '.join(names)}"
+        )
+    declared: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    try:
+        return ImagePreprocessing(**declared)
+    except TypeError as error:  # a text for a number, a number for a list
+        raise RecipeError(
+            "the image preprocessing is of the wrong kind",
+            where=str(path),
+            why=str(error),
+            hint="mean, std and size are lists of numbers, scale is a number",
+        ) from error
 
 
 def image_chunks(

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from graphprune.calib.chunks import Chunk, check_chunk
 from graphprune.calib.files import read_arrays, single_array
 from graphprune.calib.functions import import_function, is_reference, mapping_chunks
-from graphprune.calib.images import SUFFIXES, ImagePreprocessing, image_chunks
+from graphprune.calib.images import SUFFIXES, ImagePreprocessing, image_chunks, read_preprocessing
 from graphprune.calib.specs import Array, InputSpec, input_specs
 from graphprune.calib.stream import Source
 from graphprune.calib.synthetic import random_source
@@ -51,7 +51,7 @@ def open_source(
     random_samples : int, default 16
         Number of random inputs.
     preprocessing : ImagePreprocessing, optional
-        Needed for a folder of images.
+        Of a folder of images; by default what ``preprocessing.toml`` in the folder declares.
 
     Returns
     -------
@@ -139,12 +139,7 @@ def _from_folder(folder: Path, specs: tuple[InputSpec, ...], preprocessing: Imag
             return (check_chunk(read_arrays(file, specs), specs, str(file)) for file in arrays)
 
         return Source(str(folder), specs, True, read).check()
-    if preprocessing is None:
-        raise RecipeError(
-            "the calibration folder holds images, and their preprocessing is not declared",
-            where=str(folder),
-            hint="declare mean, std, scale, channel order and layout, or give the prepared inputs as an .npz file",
-        )
+    preprocessing = preprocessing or read_preprocessing(folder)
     next(image_chunks(images, specs, preprocessing))  # an error in the first image shows at once
     make = partial(image_chunks, images, specs, preprocessing)
     return Source(str(folder), specs, True, make, known=len(images)).check()

@@ -93,16 +93,27 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     RecipeError
         When the file is missing, is not TOML, or holds a key that no recipe has.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError("the recipe cannot be read", where=str(path), why=str(error)) from error
+    values = read_toml(path)
     known = {field.name for field in fields(Recipe)}
     for key, value in values.items():
         if key not in known:
             raise RecipeError(f"a recipe has no {key!r}", where=str(path), hint=f"it has {sorted(known)}")
         _demand(key, value)
     return values
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises
+    ------
+    RecipeError
+        When the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError("the TOML file cannot be read", where=str(path), why=str(error)) from error
 
 
 def _option(name: str) -> str:

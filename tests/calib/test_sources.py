@@ -303,6 +303,33 @@ def test_images_that_do_not_fit(images: Path, specs: list[InputSpec], declared: 
         open_source(images, specs, preprocessing=declared)
 
 
+def test_a_folder_of_images_declares_its_preprocessing(images: Path) -> None:
+    specs = [spec("x", ("N", 3, 4, 5))]
+    (images / "preprocessing.toml").write_text('mean = [0.5]\nstd = [0.25]\nchannel_order = "BGR"\n')
+    declared = ImagePreprocessing(mean=(0.5,), std=(0.25,), channel_order="BGR")
+    for own, given in zip(
+        open_source(images, specs).batches(2),
+        open_source(images, specs, preprocessing=declared).batches(2),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(own["x"], given["x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("mean = [0.5]\nmedian = 1\n", "'median'"),
+        ('mean = ["a"]\n', "wrong kind"),
+        ("std = [0.0]\n", "out of range"),
+        ("mean = \n", "cannot be read"),
+    ],
+)
+def test_a_wrong_declaration_is_named(images: Path, text: str, named: str) -> None:
+    (images / "preprocessing.toml").write_text(text)
+    with pytest.raises(RecipeError, match=named):
+        open_source(images, [spec("x", ("N", 3, 4, 5))])
+
+
 def test_a_broken_image_is_named(images: Path) -> None:
     (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:200])
     source = open_source(images, [spec("x", ("N", 3, 4, 5))], preprocessing=ImagePreprocessing())
