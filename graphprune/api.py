@@ -14,11 +14,12 @@ from graphprune import record
 from graphprune.calib.sources import SourceLike, input_specs, open_source
 from graphprune.errors import RecipeError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
-from graphprune.ir.model import Model, from_proto, load, save
+from graphprune.ir.model import Model, data_file, from_proto, load, save
 from graphprune.ledger import CalibrationRecord, Change, DeclinedRecord, FileRecord, GroupRecord, Ledger
 from graphprune.passes import trim
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.choice import take
+from graphprune.passes.sparsify import allowed_nonzero
 from graphprune.pipeline import (
     BATCH_SIZE,
     FIDELITY_SAMPLES,
@@ -137,7 +138,7 @@ def prune(
     with watch.time("choose"):
         removed = choose(analysis, recipe, trial_error(original, analysis, recipe, source))
     draft = build(analysis, removed, recipe, watch)
-    if not draft.kept and not draft.zeroed:
+    if not draft.kept and not draft.zeroed and _reaches(original.proto, recipe.target):
         draft = Draft(original.proto)
     with watch.time("verify"):
         verification = verify(original, analysis, removed, draft.model, recipe, source)
@@ -180,7 +181,7 @@ def inspect(
         weights=analysis.weights_before,
         macs=count_macs(analysis.coupling.graph.proto, record.one_sample_shapes(source)),
         groups=record.group_records(analysis, named),
-        declined=record.declined_records(analysis.coupling),
+        declined=record.declined_records(analysis),
         notes=record.notes(source),
     )
 
@@ -227,14 +228,16 @@ def compare(before: Model, after: Model, recipe: Recipe, calibration: SourceLike
 
 
 def check_output(
-    model: str | os.PathLike[str], output: str | os.PathLike[str] | None, report: str | os.PathLike[str] | None
+    model: str | os.PathLike[str] | Model,
+    output: str | os.PathLike[str] | None,
+    report: str | os.PathLike[str] | None,
 ) -> tuple[Path, Path]:
     """Decide where result and ledger go, before any work is done.
 
     Parameters
     ----------
-    model : path-like
-        The input.
+    model : path-like or Model
+        The input; a Model that was read from a file.
     output, report : path-like, optional
         By default ``MODEL.pruned.onnx`` and ``MODEL.pruned.json`` (beside ``output``, where that is given).
 
@@ -247,16 +250,19 @@ def check_output(
     RecipeError
         When a folder does not exist, or one file would be written over the input or the other.
     """
-    output = Path(output) if output else Path(model).with_suffix(".pruned.onnx")
+    source = Path((model.path or "") if isinstance(model, Model) else model)
+    data_files = model.data_files if isinstance(model, Model) else ()
+    inputs = [path.resolve() for path in (source, *data_files)]
+    output = Path(output) if output else source.with_suffix(".pruned.onnx")
     report = Path(report) if report else output.with_suffix(".json")
-    for path in (output, report):
+    for path in (output, data_file(output), report):
         if not path.parent.is_dir():
             raise RecipeError("the output folder does not exist", where=str(path.parent), hint="create it first")
         if path.is_dir():
             raise RecipeError("the output is a folder", where=str(path), hint="name a file")
-        if path.resolve() == Path(model).resolve():
+        if path.resolve() in inputs:
             raise RecipeError("the output would be written over the input", where=str(path), hint="name another file")
-    if output.resolve() == report.resolve():
+    if report.resolve() in (output.resolve(), data_file(output).resolve()):
         raise RecipeError("model and report would be one file", where=str(output), hint="name another report")
     return output, report
 
@@ -281,6 +287,11 @@ def as_model(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
     if isinstance(model, Model):
         return model
     return from_proto(model) if isinstance(model, onnx.ModelProto) else load(model)
+
+
+def _reaches(proto: onnx.ModelProto, target: float | None) -> bool:
+    """Whether a model is as sparse as asked for as it is: to fold BatchNormalization may be all that a target needs."""
+    return target is None or count_nonzero(proto) <= allowed_nonzero(count_weights(proto), target)
 
 
 def _file(model: Model) -> FileRecord:

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -18,6 +18,7 @@ from graphprune import report
 from graphprune.api import as_model, check_output, compare, inspect, prune, write
 from graphprune.errors import GraphPruneError
 from graphprune.recipe import Recipe, read_recipe
+from graphprune.verify.gate import Gate
 
 INTERRUPTED = 130
 DEFECT = 3
@@ -120,8 +121,8 @@ def prune_command(
     """Prune MODEL and write the smaller model and its ledger."""
     verbose = given.pop("verbose")
     recipe = Recipe(recover=not given.pop("no_recover"), structural=_share(given.pop("structural")), **given)
-    paths = check_output(model, output, report_path)
     loaded = as_model(model)
+    paths = check_output(loaded, output, report_path)
     with _progress(quiet) as progress:
         pruned, ledger = prune(loaded, recipe, calib, progress=progress)
     ledger = write(pruned, ledger, loaded, *paths)
@@ -129,7 +130,7 @@ def prune_command(
         click.echo(ledger.to_json(), nl=False)
     if not quiet:
         report.print_ledger(ledger, Console(stderr=True), verbose=verbose)
-    sys.exit(0 if ledger.ok else 1)
+    _exit_by(ledger.gates)
 
 
 @cli.command("inspect")
@@ -171,7 +172,15 @@ def compare_command(
         click.echo(report.to_json(comparison), nl=False)
     if not quiet:
         report.print_comparison(comparison, Console(stderr=True), verbose=verbose)
-    sys.exit(0 if comparison.ok else 1)
+    _exit_by(comparison.gates)
+
+
+def _exit_by(gates: Sequence[Gate]) -> NoReturn:
+    """Exit with 1 when a gate was missed, and say so even where nothing else is printed."""
+    missed = [gate for gate in gates if not gate.ok]
+    for gate in missed:
+        click.echo(f"error: gate {gate.name} was missed: {gate.value:.6g}, and the limit is {gate.limit:g}", err=True)
+    sys.exit(1 if missed else 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -174,7 +174,7 @@ def choose(analysis: Analysis, recipe: Recipe, trial: Callable[[BoolArray], floa
         return removed
     outside = count_weights(coupling.graph.proto) - weights_left(coupling, removed)
     most_left = sparsify.allowed_nonzero(analysis.weights_before, float(recipe.structural) * (recipe.target or 0.0))
-    return trim.by_weights(coupling, scores, most_left, outside)
+    return trim.by_weights(coupling, scores, most_left, weights_outside=outside, weights_before=analysis.weights_before)
 
 
 def build(analysis: Analysis, removed: BoolArray, recipe: Recipe, watch: Stopwatch) -> Draft:

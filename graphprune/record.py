@@ -9,10 +9,11 @@ from importlib import metadata
 import numpy as np
 
 from graphprune.calib.stream import Source
+from graphprune.ir.atoms import Reason
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.graph import Shape
 from graphprune.ir.model import Model, fingerprint
-from graphprune.ir.units import BoolArray, Coupling
+from graphprune.ir.units import BoolArray
 from graphprune.ledger import (
     CalibrationRecord,
     Change,
@@ -22,13 +23,19 @@ from graphprune.ledger import (
     Ledger,
     WeightRecord,
 )
+from graphprune.passes import trim
+from graphprune.passes.choice import CROSSING, queues
 from graphprune.pipeline import Analysis, Draft, Stopwatch, Verification
 from graphprune.recipe import Recipe
 from graphprune.verify.gate import Gate, check_gates
 
 NOT_REAL = (
-    "no calibration data was given: the statistics come from random inputs and say nothing about real ones; "
+    "warning: no calibration data was given: the statistics come from random inputs and say nothing about real ones; "
     "give --calib"
+)
+HELD_BACK = (
+    "the rule names {named} units, and {removed} were removed: the rest would have changed more answers than zeros "
+    "alone do, or left convolutions of widths that ONNX Runtime runs no faster (--channels removes regardless)"
 )
 
 
@@ -69,12 +76,12 @@ def record(
         kept={name: {str(axis): kept for axis, kept in axes.items()} for name, axes in draft.kept.items()},
         zeroed=draft.zeroed,
         groups=group_records(analysis, removed),
-        declined=declined_records(analysis.coupling),
+        declined=declined_records(analysis),
         latency=verification.latency,
         equivalence=verification.equivalence,
         fidelity=verification.fidelity,
         gates=_gates(recipe, weights, verification),
-        notes=notes(source),
+        notes=[*notes(source), *_held_back(analysis, removed, recipe)],
         seconds={name: round(value, 4) for name, value in watch.seconds.items()},
     )
 
@@ -119,20 +126,31 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def declined_records(coupling: Coupling) -> list[DeclinedRecord]:
+def declined_records(analysis: Analysis) -> list[DeclinedRecord]:
     """Return every axis of a weight that was left alone, and why."""
+    coupling = analysis.coupling
     total = max(count_weights(coupling.graph.proto), 1)
-    records = []
-    for declined in coupling.declined:
-        dims = coupling.graph.initializers[declined.tensor].dims
-        share = declined.positions / dims[declined.axis] * int(np.prod(dims, dtype=np.int64)) / total
-        reason = declined.reason
-        records.append(
-            DeclinedRecord(
-                declined.tensor, declined.axis, declined.positions, share, reason.node, reason.op, reason.text
-            )
-        )
+
+    def record(tensor: str, axis: int, positions: int, reason: Reason) -> DeclinedRecord:
+        dims = coupling.graph.initializers[tensor].dims
+        share = positions / dims[axis] * int(np.prod(dims, dtype=np.int64)) / total
+        return DeclinedRecord(tensor, axis, positions, share, reason.node, reason.op, reason.text)
+
+    records = [record(d.tensor, d.axis, d.positions, d.reason) for d in coupling.declined]
+    for queue in queues(coupling, analysis.scores):
+        if not queue.steps:
+            for group in (coupling.groups[index] for index in queue.groups):
+                records.extend(record(name, axis, len(group.units), CROSSING) for name, axis in group.axes)
     return records
+
+
+def _held_back(analysis: Analysis, removed: BoolArray, recipe: Recipe) -> list[str]:
+    """Say how much of the criterion's rule was not carried out."""
+    if recipe.structural != "auto" or recipe.channels is not None:
+        return []
+    steps = trim.by_threshold(analysis.coupling, analysis.scores)
+    named, gone = sum(len(step.units) for step in steps), int(removed.sum())
+    return [HELD_BACK.format(named=named, removed=gone)] if gone < named else []
 
 
 def calibration_record(source: Source) -> CalibrationRecord:

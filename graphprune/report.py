@@ -119,7 +119,7 @@ def _print_gates(gates: Iterable[Gate], notes: Iterable[str], console: Console) 
         word = "[green]held[/green]" if gate.ok else "[red]MISSED[/red]"
         _say(console, f"gate {gate.name}: {gate.value:.6g} against {gate.limit:g}: {word}")
     for note in notes:
-        _say(console, f"[yellow]warning:[/yellow] {escape(note)}")
+        _say(console, escape(note))
 
 
 def _print_groups(groups: Iterable[GroupRecord], console: Console, *, axes: bool = False) -> None:

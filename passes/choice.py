@@ -12,10 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from graphprune.ir.atoms import Reason
 from graphprune.ir.units import FROZEN, BoolArray, Coupling
 from graphprune.passes.criteria import Scores, normalised
 
 IntArray = npt.NDArray[np.int64]
+
+CROSSING = Reason("", "", "parts that must keep equal counts cut across each other")
+"""Why the units of an empty queue are left alone."""
 
 
 @dataclass(frozen=True)

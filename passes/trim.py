@@ -118,7 +118,9 @@ def _in_blocks(coupling: Coupling, steps: list[Step]) -> list[Step]:
     return chosen
 
 
-def by_weights(coupling: Coupling, scores: Scores, most_left: int, weights_outside: int) -> BoolArray:
+def by_weights(
+    coupling: Coupling, scores: Scores, most_left: int, *, weights_outside: int, weights_before: int
+) -> BoolArray:
     """Choose units, furthest above their group's mean first, until few enough weights are left.
 
     Parameters
@@ -129,6 +131,8 @@ def by_weights(coupling: Coupling, scores: Scores, most_left: int, weights_outsi
         How many weights may be left.
     weights_outside : int
         Weights of the model that are not initializers of the main graph; they stay.
+    weights_before : int
+        Weights of the original, for the error message.
 
     Returns
     -------
@@ -147,12 +151,13 @@ def by_weights(coupling: Coupling, scores: Scores, most_left: int, weights_outsi
 
     low, high = 0, len(steps)
     if left(high) > most_left:
-        before = weights_left(coupling, np.zeros(coupling.units, dtype=np.bool_)) + weights_outside
+        least, reachable = left(high), 1 - left(high) / weights_before
         raise TargetError(
-            f"removing units alone leaves {left(high):,} of {before:,} weights, and at most {most_left:,} may be left",
-            reachable=1 - left(high) / before,
-            hint=f"the most that removal reaches is --target {_floor(1 - left(high) / before)}; "
-            "lower --target, or let --structural leave a part of it to zeros",
+            f"removing units alone leaves {least:,} of {weights_before:,} weights, and at most {most_left:,} may be "
+            "left",
+            reachable=reachable,
+            hint=f"the most that removal alone reaches is --target {_floor(reachable)}; "
+            "lower --target, or let --structural leave a larger part of it to zeros",
         )
     while low < high:
         middle = (low + high) // 2

@@ -50,6 +50,8 @@ class Model:
         Size of the file and of its external data files, in bytes.
     external : bool
         Whether the weights came from external data files; they are then saved the same way.
+    data_files : tuple of Path
+        Those files.
     """
 
     proto: onnx.ModelProto
@@ -57,6 +59,7 @@ class Model:
     sha256: str | None
     file_bytes: int
     external: bool
+    data_files: tuple[Path, ...] = ()
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -109,7 +112,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         ) from error
     _check_sizes(proto, where)
     size = len(data) + sum(name.stat().st_size for name in files)
-    return Model(proto, path, hashlib.sha256(data).hexdigest(), size, bool(files))
+    return Model(proto, path, hashlib.sha256(data).hexdigest(), size, bool(files), tuple(files))
 
 
 def from_proto(proto: onnx.ModelProto) -> Model:
@@ -181,7 +184,7 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str], *, external: bool
                     copy,
                     str(draft),
                     save_as_external_data=True,
-                    location=f"{path.name}.data",
+                    location=data_file(path).name,
                     size_threshold=1024,
                 )
             else:
@@ -191,12 +194,16 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str], *, external: bool
         raise RecipeError("the output cannot be written", where=str(path), why=str(error)) from error
 
 
+def data_file(path: Path) -> Path:
+    """Return the file beside a model that its external data goes to."""
+    return path.with_name(f"{path.name}.data")
+
+
 def publish(draft: Path, path: Path) -> int:
     """Move a finished draft, and the data file beside it, to where it belongs; return the bytes moved."""
-    data = draft.with_name(f"{draft.name}.data")
     moved = 0
     # The data goes first: a reader never sees a model whose data is not there yet.
-    for source, target in ((data, path.with_name(f"{path.name}.data")), (draft, path)):
+    for source, target in ((data_file(draft), data_file(path)), (draft, path)):
         if source.exists():
             moved += source.stat().st_size
             os.replace(source, target)

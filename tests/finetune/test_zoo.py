@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
 
 torch = pytest.importorskip("torch")
 
+from graphprune import Recipe, prune  # noqa: E402
+from graphprune.api import write  # noqa: E402
 from graphprune.finetune import Masks, to_onnx, to_torch  # noqa: E402
-from graphprune.ir.model import array, float_tensors  # noqa: E402
+from graphprune.ir.model import array, float_tensors, load  # noqa: E402
 
 pytestmark = pytest.mark.zoo
 
@@ -36,28 +39,18 @@ def test_outputs_equal_onnxruntime_and_the_round_trip_changes_nothing(
     assert onnx.load(tmp_path / "out.onnx") == onnx.load(path)
 
 
-def prune_by_hand(model, fraction):
-    """Zero the smallest of all weight matrices and kernels; return the ledger's entry."""
-    weights = {name: t for name, t in float_tensors(model).items() if len(t.dims) > 1}
-    threshold = np.quantile(np.concatenate([np.abs(array(t)).ravel() for t in weights.values()]), fraction)
-    zeroed = {}
-    for name, tensor in weights.items():
-        values = array(tensor).copy()
-        small = np.abs(values) <= threshold
-        values[small] = 0
-        zeroed[name] = int(small.sum())
-        tensor.CopyFrom(numpy_helper.from_array(values, name))
-    return {"zeroed": zeroed}
-
-
-def test_pruned_lenet5_learns_again(zoo_models, zoo_data, tmp_path, run_ort, run_torch, relative_error):
-    model = onnx.load(zoo_models / "lenet5_mnist.onnx")
-    ledger = prune_by_hand(model, 0.98)
-    module = to_torch(model)
-    Masks.from_ledger(module, ledger)
+@pytest.mark.parametrize("asked", [{"structural": 0}, {"channels": 0.5}], ids=["zeros", "channels and zeros"])
+def test_pruned_lenet5_learns_again(asked, zoo_models, zoo_data, tmp_path, run_ort, run_torch, relative_error):
     with np.load(zoo_data / "mnist.npz") as file:
         images = {part: torch.from_numpy(file[f"x_{part}"][:, None] / np.float32(256)) for part in ("train", "test")}
         labels = {part: torch.from_numpy(file[f"y_{part}"].astype(np.int64)) for part in ("train", "test")}
+    original = load(zoo_models / "lenet5_mnist.onnx")
+    pruned, record = prune(original, Recipe(target=0.98, runs=2, **asked), images["train"][:256].numpy())
+    write(pruned, record, original, tmp_path / "pruned.onnx", tmp_path / "pruned.json")
+    ledger = json.loads((tmp_path / "pruned.json").read_text())
+    assert ledger["weights"]["sparsity"] >= 0.98
+    module = to_torch(tmp_path / "pruned.onnx")
+    Masks.from_ledger(module, ledger)
 
     def accuracy():
         with torch.no_grad():
@@ -74,13 +67,17 @@ def test_pruned_lenet5_learns_again(zoo_models, zoo_data, tmp_path, run_ort, run
         optimizer.step()
     module.eval()
     after = accuracy()
-    print(f"LeNet-5 at 98 % zeros: accuracy {before:.4f} before, {after:.4f} after 200 steps")
+    print(f"LeNet-5 at 98 % ({asked}): accuracy {before:.4f} before, {after:.4f} after 200 steps")
     assert after > before + 0.05
     assert after > 0.95
 
     to_onnx(module, tmp_path / "tuned.onnx")
-    tuned, start = float_tensors(onnx.load(tmp_path / "tuned.onnx")), float_tensors(model)
-    for name in ledger["zeroed"]:
-        assert (array(tuned[name])[array(start[name]) == 0] == 0).all()
+    tuned, start = float_tensors(onnx.load(tmp_path / "tuned.onnx")), float_tensors(pruned)
+    assert sum(ledger["zeroed"].values()) > 50_000
+    for name, count in ledger["zeroed"].items():
+        zeros = array(start[name]) == 0
+        assert int(zeros.sum()) >= count
+        assert not array(tuned[name])[zeros].any()
+        assert (array(tuned[name]) != array(start[name])).any(), "nothing was learnt"
     feeds = {"data": images["test"][:100].numpy()}
     assert relative_error(run_ort(tmp_path / "tuned.onnx", feeds), run_torch(module, feeds)) < 1e-5

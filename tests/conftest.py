@@ -1,0 +1,24 @@
+"""Settings and paths that all tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ZOO = Path(__file__).resolve().parents[1] / ".." / "shared" / "zoo"
+
+# The same examples on every machine and in every run; how long one takes depends on the machine alone.
+settings.register_profile(
+    "graphprune", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("graphprune")
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Path:
+    """The folder of real models and data; the test is skipped where it is absent."""
+    if not (ZOO / "zoo.py").is_file():
+        pytest.skip("needs the real models and data in ../shared/zoo, which are not part of the repository")
+    return ZOO

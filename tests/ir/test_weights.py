@@ -1,0 +1,94 @@
+"""The weights that read each unit, against a network run one input position at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from graphprune.ir.graph import Graph
+from graphprune.ir.units import Contraction
+from graphprune.ir.weights import constant_value, contracted_matrix, contracted_norms
+from tests.nets import Net
+from tests.oracles import coupled, run, values
+
+
+def second(model: onnx.ModelProto) -> tuple[Graph, Contraction]:
+    """Return the graph and the contraction of the last weight."""
+    coupling = coupled(model)
+    return coupling.graph, coupling.contractions[-1]
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_a_convolution_s_matrix_is_its_response_to_constant_channels(group: int) -> None:
+    net = Net()
+    data = net.input([1, 8, 3, 3])
+    weight = net.weight([12, 8 // group, 3, 3])
+    made = net.node("Conv", [data, weight], [1, 12, 1, 1], group=group)
+    model = net.build(made)
+    graph, contraction = second(model)
+    matrix = contracted_matrix(graph, contraction)
+    assert matrix is not None
+    for channel in range(8):
+        one = np.zeros((1, 8, 3, 3), np.float32)
+        one[0, channel] = 1
+        np.testing.assert_allclose(run(model, {"x_0": one})[made].ravel(), matrix[channel], rtol=1e-5, atol=1e-6)
+    assert contracted_norms(graph, contraction).shape == (8,)
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_norms_count_every_weight_that_reads_a_channel(group: int) -> None:
+    net = Net()
+    weight = net.weight([4, 4 // group, 2, 2])
+    model = net.build(net.node("Conv", [net.input([1, 4, 2, 2]), weight], [1, 4, 1, 1], group=group))
+    graph, contraction = second(model)
+    array = values(model)[weight].astype(np.float64)
+    expected = []
+    for channel in range(4):
+        part, offset = divmod(channel, 4 // group)
+        rows = array[part * 4 // group : (part + 1) * 4 // group]
+        expected.append((rows[:, offset] ** 2).sum())
+    np.testing.assert_allclose(contracted_norms(graph, contraction), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_gemm_s_matrix_is_its_weight(transposed: bool) -> None:
+    net = Net()
+    model = net.build(net.gemm(net.input(["N", 5]), 3, transposed=transposed))
+    matrix = contracted_matrix(*second(model))
+    array = values(model)["w_0"]
+    np.testing.assert_array_equal(matrix, array.T if transposed else array)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_on_the_left(transposed: bool) -> None:
+    net = Net()
+    weight = net.weight([4, 6] if transposed else [6, 4])
+    model = net.build(net.node("Gemm", [weight, net.input([4, 3])], [6, 3], transA=int(transposed)))
+    graph, contraction = second(model)
+    array = values(model)[weight].astype(np.float64)
+    matrix = array if transposed else array.T
+    np.testing.assert_array_equal(contracted_matrix(graph, contraction), matrix)
+    np.testing.assert_allclose(contracted_norms(graph, contraction), (matrix**2).sum(axis=1), rtol=1e-12)
+
+
+def test_computed_weights_are_computed() -> None:
+    net = Net()
+    weight, scale = net.weight([5, 3]), net.vector(3, "scale", 0.5, 1.5)
+    turned = net.transpose(net.add(weight, scale, op="Mul"), [1, 0])
+    model = net.build(net.node("MatMul", [net.input(["N", 3]), turned], ["N", 5]))
+    graph, contraction = second(model)
+    expected = (values(model)[weight] * values(model)[scale]).T
+    for found in (contracted_matrix(graph, contraction), constant_value(graph, turned)):
+        assert found is not None
+        np.testing.assert_allclose(found.astype(np.float64), expected, rtol=1e-6)
+    assert constant_value(graph, "x_0") is None
+
+
+def test_two_activations_have_no_matrix() -> None:
+    net = Net()
+    left, right = net.linear(net.input([2, 3]), 4), net.linear(net.input([5, 3]), 4)
+    model = net.build(net.node("MatMul", [left, net.transpose(right, [1, 0])], [2, 5]))
+    graph, contraction = second(model)
+    assert contracted_matrix(graph, contraction) is None
+    assert contracted_norms(graph, contraction).tolist() == [1.0] * 4

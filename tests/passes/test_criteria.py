@@ -1,0 +1,216 @@
+"""Scores of units, against a plain computation on activations kept in full."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import helper
+
+from graphprune.ir.units import FROZEN
+from graphprune.passes.criteria import Scores, normalised
+from tests.measure import Array, editable, materialise, replaced, scored
+from tests.nets import Net
+from tests.oracles import feeds, units_on, values
+
+
+def zeros_by_channel(value: Array, axis: int = 1) -> tuple[npt.NDArray[np.int64], int]:
+    """Count values <= 0 by channel, and all values of a channel."""
+    rows = np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)
+    return (rows <= 0).sum(axis=1), rows.shape[1]
+
+
+def scores_on(model: onnx.ModelProto, weight: str, *, samples: int = 11) -> tuple[list[float], str]:
+    """Return the scores of a weight's output channels, and their criterion."""
+    coupling, scores = scored(model, feeds(model, 3, samples))
+    units = units_on(coupling, weight, 0)
+    assert FROZEN not in units
+    criteria = {c for g, c in zip(coupling.groups, scores.criteria, strict=True) if set(g.units) & set(units)}
+    assert len(criteria) == 1
+    return scores.values[units].tolist(), criteria.pop()
+
+
+@pytest.mark.parametrize("tail", ["pooled", "strided", "average", "transposed"])
+def test_apoz_over_flattened_maps_counts_every_position_of_a_channel(tail: str) -> None:
+    net = Net()
+    maps = net.relu(net.conv(net.input(["N", 2, 6, 6]), 5, 3))
+    read = {
+        "pooled": lambda: net.pool(maps),
+        "strided": lambda: net.slice(maps, {2: (0, 6, 2), 3: (0, 6, 3)}),
+        "average": lambda: net.pool(maps, "AveragePool"),
+        "transposed": lambda: net.transpose(maps, [0, 1, 3, 2]),
+    }[tail]()
+    model = net.build(net.gemm(net.flatten(read), 3))
+    found, criterion = scores_on(model, "w_0")
+    kept = materialise(model, [read], feeds(model, 3, 11))[read]
+    zeros, count = zeros_by_channel(kept)
+    assert zeros.min() > 0
+    assert zeros.max() < count
+    assert (found, criterion) == ((zeros / count).tolist(), "apoz")
+
+
+def test_apoz_is_of_what_the_consumer_reads_not_of_the_relu() -> None:
+    net = Net()
+    maps = net.relu(net.conv(net.input(["N", 2, 6, 6]), 5, 3))
+    pooled = net.pool(maps)
+    model = net.build(net.conv(pooled, 3, 3))
+    found, _ = scores_on(model, "w_0")
+    kept = materialise(model, [maps, pooled], feeds(model, 3, 11))
+    before, after = (zeros / count for zeros, count in map(zeros_by_channel, kept.values()))
+    assert found == after.tolist()
+    assert (after < before).all()
+
+
+def test_apoz_behind_concat_goes_to_the_unit_that_each_channel_came_from() -> None:
+    net = Net()
+    data = net.input(["N", 2, 4, 4])
+    left, right = net.relu(net.conv(data, 3, 3)), net.relu(net.conv(data, 4, 1))
+    model = net.build(net.conv(net.concat(right, left), 2, 3))
+    kept = materialise(model, [left, right], feeds(model, 3, 11))
+    for weight, name in (("w_0", left), ("w_1", right)):
+        zeros, count = zeros_by_channel(kept[name])
+        assert scores_on(model, weight) == ((zeros / count).tolist(), "apoz")
+
+
+def test_apoz_of_a_residual_stage_is_over_all_tensors_that_consumers_read() -> None:
+    net = Net()
+    stem = net.relu(net.conv(net.input(["N", 2, 8, 8]), 6, 3))
+    inner = net.relu(net.conv(stem, 4, 3))
+    joined = net.relu(net.add(stem, net.conv(inner, 6, 3)))
+    small = net.pool(joined)
+    model = net.build(net.conv(small, 2, 3))
+    found, criterion = scores_on(model, "w_0")
+    kept = materialise(model, [stem, small, inner], feeds(model, 3, 11))
+    # The stem's 64 positions and the 16 behind the pooling all count the same.
+    zeros, counts = zip(*(zeros_by_channel(kept[name]) for name in (stem, small)), strict=True)
+    assert found == (sum(zeros) / sum(counts)).tolist()
+    assert criterion == "apoz"
+    zeros, count = zeros_by_channel(kept[inner])
+    assert scores_on(model, "w_1")[0] == (zeros / count).tolist()
+
+
+def test_a_tensor_read_twice_counts_once() -> None:
+    net = Net()
+    stem = net.relu(net.conv(net.input(["N", 2, 6, 6]), 5, 3))
+    small = net.relu(net.conv(net.pool(stem), 5, 1))
+    model = net.build(net.conv(stem, 2, 1), net.conv(stem, 3, 3), net.conv(small, 3, 3))
+    pooled = next(name for name in net.shapes if name.startswith("maxpool"))
+    kept = materialise(model, [stem, pooled], feeds(model, 3, 11))
+    zeros, counts = zip(*(zeros_by_channel(kept[name]) for name in (stem, pooled)), strict=True)
+    assert scores_on(model, "w_0")[0] == (sum(zeros) / sum(counts)).tolist()
+
+
+def test_apoz_counts_zeros_of_relu6_too() -> None:
+    net = Net()
+    active = net.clip(net.conv(net.input(["N", 2, 4, 4]), 5, 3))
+    model = net.build(net.conv(active, 2, 1))
+    zeros, count = zeros_by_channel(materialise(model, [active], feeds(model, 3, 11))[active])
+    assert scores_on(model, "w_0") == ((zeros / count).tolist(), "apoz")
+
+
+@pytest.mark.parametrize("activation", ["Sigmoid", "Tanh", "", "Clip"])
+def test_without_a_relu_the_fallback_is_named_and_is_the_mean_energy(activation: str) -> None:
+    net = Net()
+    maps = net.conv(net.input(["N", 2, 4, 4]), 5, 3)
+    if activation == "Clip":
+        maps = net.clip(maps, low=-1.0)
+    elif activation:
+        maps = net.node(activation, [maps])
+    model = net.build(net.conv(maps, 3, 3))
+    found, criterion = scores_on(model, "w_0")
+    kept = materialise(model, [maps], feeds(model, 3, 11))[maps].astype(np.float64)
+    weight = values(model)["w_1"].astype(np.float64)
+    energy = (kept**2).mean(axis=(0, 2, 3)) * (weight**2).sum(axis=(0, 2, 3))
+    assert criterion == "activation"
+    assert found == pytest.approx((-energy).tolist(), rel=1e-5)
+
+
+def test_the_criterion_activation_can_be_asked_for_behind_a_relu_too() -> None:
+    net = Net()
+    active = net.relu(net.gemm(net.input(["N", 6]), 5))
+    model = net.build(net.gemm(active, 3, transposed=False))
+    coupling, scores = scored(model, feeds(model, 3, 11), "activation")
+    kept = materialise(model, [active], feeds(model, 3, 11))[active].astype(np.float64)
+    energy = kept.mean(axis=0) ** 2 * (values(model)["w_1"].astype(np.float64) ** 2).sum(axis=1)
+    assert set(scores.criteria) == {"activation"}
+    assert scores.values[units_on(coupling, "w_0", 0)] == pytest.approx(-energy, rel=1e-5)
+
+
+def test_a_group_with_one_unit_without_a_relu_is_scored_by_the_fallback_as_a_whole() -> None:
+    net = Net()
+    wide = net.conv(net.input(["N", 2, 4, 4]), 6, 3)
+    first, second = net.split(wide, [3, 3])
+    model = net.build(net.conv(net.concat(net.relu(first), net.node("Sigmoid", [second])), 2, 1))
+    coupling, scores = scored(model, feeds(model, 3, 11))
+    assert [len(group.units) for group in coupling.groups] == [6]
+    assert scores.criteria == ("activation",)
+    assert (scores.values < 0).all()
+
+
+def test_energy_of_a_grouped_convolution_is_by_the_weights_that_read_the_channel() -> None:
+    net = Net()
+    maps = net.node("Sigmoid", [net.conv(net.input(["N", 2, 4, 4]), 6, 1)])
+    model = net.build(net.conv(net.conv(maps, 4, 3, group=2), 2, 1))
+    found, criterion = scores_on(model, "w_0")
+    kept = materialise(model, [maps], feeds(model, 3, 11))[maps].astype(np.float64)
+    weight = values(model)["w_1"].astype(np.float64)  # [4 outputs, 3 of 6 inputs, 3, 3]
+    energy = [(weight[2 * (c // 3) : 2 * (c // 3) + 2, c % 3] ** 2).sum() * (kept[:, c] ** 2).mean() for c in range(6)]
+    assert criterion == "activation"
+    assert found == pytest.approx([-value for value in energy], rel=1e-5)
+
+
+def dead_units(model: onnx.ModelProto, weight: str) -> list[int]:
+    coupling, scores = scored(model, feeds(model, 3, 11))
+    return np.flatnonzero(scores.dead[units_on(coupling, weight, 0)]).tolist()
+
+
+def test_units_that_are_never_active_and_units_that_nobody_reads_are_dead() -> None:
+    net = Net()
+    hidden = net.relu(net.conv(net.input(["N", 2, 4, 4]), 6, 3))
+    model = net.build(net.conv(hidden, 3, 3))
+    assert dead_units(model, "w_0") == []
+    arrays = editable(model)
+    arrays["w_0"][1], arrays["b_0"][1] = 0, -0.5  # always inactive
+    arrays["w_1"][:, 4] = 0  # not read
+    assert dead_units(replaced(model, **arrays), "w_0") == [1, 4]
+    arrays["w_1"][2, 4, 0, 0] = 1e-3  # read a little
+    arrays["w_0"][1], arrays["b_0"][1] = 0.1, 0.5  # active now and then
+    assert dead_units(replaced(model, **arrays), "w_0") == []
+
+
+def test_a_unit_that_one_of_two_consumers_does_not_read_is_alive() -> None:
+    net = Net()
+    hidden = net.relu(net.gemm(net.input(["N", 4]), 5))
+    model = net.build(net.gemm(hidden, 3), net.gemm(hidden, 2))
+    arrays = editable(model)
+    arrays["w_1"][:, 2] = 0
+    assert dead_units(replaced(model, **arrays), "w_0") == []
+    arrays["w_2"][:, 2] = 0
+    assert dead_units(replaced(model, **arrays), "w_0") == [2]
+
+
+def test_normalised_scores_are_standard_deviations_above_the_mean() -> None:
+    net = Net()
+    model = net.build(net.gemm(net.relu(net.gemm(net.input(["N", 4]), 5)), 3))
+    coupling, _ = scored(model, feeds(model))
+    (group,) = coupling.groups
+    given = np.array([0.1, 0.9, 0.4, 0.4, 0.2])
+
+    def ranks(of: npt.NDArray[np.float64]) -> list[float]:
+        return normalised(group, Scores(of, ("apoz",), np.zeros(5, dtype=np.bool_))).tolist()
+
+    assert ranks(given) == pytest.approx(((given - given.mean()) / given.std()).tolist(), abs=1e-12)
+    assert ranks(np.full(5, 0.25)) == [0.0] * 5
+    # Energies differ by orders of magnitude: their logarithms are compared.
+    logs = np.log([1e-6, 1.0, 10.0, 1e3, 1e3])
+    assert ranks(-np.exp(logs)) == pytest.approx((-(logs - logs.mean()) / logs.std()).tolist(), abs=1e-9)
+
+
+def test_half_precision_is_counted_exactly() -> None:
+    net = Net(kind=helper.np_dtype_to_tensor_dtype(np.dtype(np.float16)))
+    active = net.relu(net.conv(net.input(["N", 2, 24, 24]), 4, 3))
+    model = net.build(net.conv(active, 2, 1))
+    zeros, count = zeros_by_channel(materialise(model, [active], feeds(model, 3, 11))[active])
+    assert count > 2048  # more than half precision could count
+    assert scores_on(model, "w_0")[0] == (zeros / count).tolist()

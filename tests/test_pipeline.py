@@ -1,0 +1,152 @@
+"""The passes in their order, and who decides what goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+from graphprune import EquivalenceError, Recipe, TargetError
+from graphprune.api import as_model
+from graphprune.calib.sources import input_specs, open_source
+from graphprune.ir.cost import count_nonzero, count_weights
+from graphprune.ir.surgery import remove
+from graphprune.passes import trim
+from graphprune.passes.choice import take
+from graphprune.pipeline import PASSES, Analysis, Stopwatch, analyse, build, choose, trial_error, verify
+from tests import small
+from tests.measure import editable
+from tests.oracles import run
+
+MODEL = as_model(small.network())
+CALIB = small.calibration(MODEL.proto)
+SOURCE = open_source(CALIB, input_specs(MODEL.proto))
+
+
+def analysed(**given: Any) -> tuple[Analysis, Recipe]:
+    recipe = Recipe(**{"target": 0.5, "runs": 2, **given})
+    return analyse(MODEL, recipe, SOURCE, Stopwatch()), recipe
+
+
+def never(removed: npt.NDArray[np.bool_]) -> float:
+    raise AssertionError("no trial was asked for")
+
+
+def test_the_passes_run_in_order_and_each_is_timed() -> None:
+    assert [step.name for step in PASSES] == ["trim", "compensate", "sparsify"]
+    analysis, recipe = analysed(channels=0.25)
+    watch = Stopwatch()
+    build(analysis, choose(analysis, recipe, never), recipe, watch)
+    assert list(watch.seconds) == ["trim", "compensate", "sparsify"]
+    assert min(watch.seconds.values()) > 0
+
+
+def test_building_changes_neither_the_canonical_model_nor_the_original() -> None:
+    analysis, recipe = analysed(channels=0.25)
+    canonical = analysis.coupling.graph.proto
+    before = canonical.SerializeToString(deterministic=True), MODEL.proto.SerializeToString(deterministic=True)
+    removed = choose(analysis, recipe, never)
+    first = build(analysis, removed, recipe, Stopwatch())
+    second = build(analysis, removed, recipe, Stopwatch())
+    after = canonical.SerializeToString(deterministic=True), MODEL.proto.SerializeToString(deterministic=True)
+    assert after == before
+    assert first.model.SerializeToString(deterministic=True) == second.model.SerializeToString(deterministic=True)
+    assert (first.kept, first.zeroed) == (second.kept, second.zeroed)
+
+
+def test_channels_are_chosen_by_fraction() -> None:
+    analysis, recipe = analysed(channels=0.5)
+    expected = trim.by_fraction(analysis.coupling, analysis.scores, 0.5)
+    assert choose(analysis, recipe, never).tolist() == expected.tolist()
+
+
+def test_a_structural_share_is_met_by_removal_and_no_more_than_needed() -> None:
+    for share in (0.2, 0.6, 1.0):
+        analysis, recipe = analysed(target=0.7, structural=share)
+        removed = choose(analysis, recipe, never)
+        gone = count_weights(MODEL.proto) - count_weights(remove(analysis.coupling, removed)[0])
+        assert gone >= share * 0.7 * count_weights(MODEL.proto)
+        draft = build(analysis, removed, recipe, Stopwatch())
+        assert 1 - count_nonzero(draft.model) / count_weights(MODEL.proto) >= 0.7
+        assert (draft.zeroed == {}) == (share == 1.0)
+
+
+def test_zeros_only_removes_nothing() -> None:
+    analysis, recipe = analysed(structural=0)
+    assert not choose(analysis, recipe, never).any()
+
+
+def test_auto_asks_for_trials_of_the_rules_units() -> None:
+    analysis, recipe = analysed()
+    named = take(analysis.coupling, trim.by_threshold(analysis.coupling, analysis.scores))
+    asked: list[npt.NDArray[np.bool_]] = []
+
+    def bearable(removed: npt.NDArray[np.bool_]) -> float:
+        asked.append(removed)
+        return 0.0
+
+    removed = choose(analysis, recipe, bearable)
+    assert len(asked) == 2, "the dead units alone, and all"
+    assert set(np.flatnonzero(removed)) <= set(np.flatnonzero(named))
+    assert named.any()
+
+
+def test_a_trial_is_the_share_of_answers_that_change() -> None:
+    analysis, recipe = analysed(target=0.8)
+    trial = trial_error(MODEL, analysis, recipe, SOURCE)
+    expected = run(MODEL.proto, CALIB)["gemm_1"].argmax(axis=1)
+    for fraction in (0.0, 0.25, 0.5):
+        removed = trim.by_fraction(analysis.coupling, analysis.scores, fraction)
+        model = build(analysis, removed, recipe, Stopwatch()).model
+        changed = run(model, CALIB)["gemm_1"].argmax(axis=1) != expected
+        assert trial(removed) == pytest.approx(changed.mean(), abs=1e-12)
+
+
+def test_a_trial_that_cannot_reach_the_target_is_unbearable() -> None:
+    analysis, recipe = analysed(target=0.99)
+    trial = trial_error(MODEL, analysis, recipe, SOURCE)
+    nothing = np.zeros(analysis.coupling.units, dtype=np.bool_)
+    with pytest.raises(TargetError):
+        build(analysis, nothing, recipe, Stopwatch())
+    assert trial(nothing) == float("inf")
+
+
+def test_without_recovery_there_is_no_pass_that_changes_what_is_kept() -> None:
+    analysis, recipe = analysed(target=None, channels=0.5, recover=False)
+    removed = choose(analysis, recipe, never)
+    draft = build(analysis, removed, recipe, Stopwatch())
+    trimmed, kept = remove(analysis.coupling, removed)
+    assert draft.model == trimmed
+    assert (draft.kept, draft.zeroed) == (kept, {})
+    repairing = Recipe(channels=0.5)
+    repaired = build(analyse(MODEL, repairing, SOURCE, Stopwatch()), removed, repairing, Stopwatch()).model
+    assert len(editable(repaired)) < len(editable(trimmed)), "the normalisation is folded"
+
+
+def test_the_proof_catches_a_wrong_removal() -> None:
+    analysis, recipe = analysed(target=None, channels=0.5, recover=False)
+    removed = choose(analysis, recipe, never)
+    model = build(analysis, removed, recipe, Stopwatch()).model
+    assert verify(MODEL, analysis, removed, model, recipe, SOURCE).equivalence.relative_l2 < 1e-6
+    # The proof cuts again: with weights changed behind the analysis's back it no longer holds.
+    weight = next(t for t in analysis.coupling.graph.proto.graph.initializer if t.name == "w_4")
+    assert weight.dims == [5, 12]
+    coupling = analysis.coupling
+    consumer = next(c for c in coupling.contractions if c.node.inputs[1] == "w_4")
+    units = coupling.vector(consumer.node.inputs[0], 1)
+    assert units is not None
+    coupling.ids["w_4"] = tuple(np.roll(ids, 1) if ids.size == 12 else ids for ids in coupling.ids["w_4"])
+    with pytest.raises(EquivalenceError, match="masked original") as caught:
+        verify(MODEL, analysis, removed, model, recipe, SOURCE)
+    assert caught.value.exit_code == 1
+
+
+def test_stopwatch_sums_by_name() -> None:
+    watch = Stopwatch()
+    for name in ("a", "b", "a"):
+        with watch.time(name):
+            onnx.ModelProto()
+    assert list(watch.seconds) == ["a", "b"]

@@ -1,0 +1,149 @@
+"""What can be asked for, and what is refused before any work is done."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graphprune.errors import RecipeError
+from graphprune.recipe import CRITERIA, Recipe, read_recipe
+
+GOOD: list[dict[str, Any]] = [
+    {"target": 0},
+    {"target": 0.0},
+    {"target": 0.999999},
+    {"channels": 0.0},
+    {"channels": 0.5, "target": 0.9},
+    {"target": 0.5, "structural": "auto"},
+    {"target": 0.5, "structural": 0},
+    {"target": 0.5, "structural": 1},
+    {"target": 0.5, "structural": 0.25},
+    *({"target": 0.5, "criterion": criterion} for criterion in CRITERIA),
+    {"target": 0.5, "max_latency_ratio": 0.01},
+    {"target": 0.5, "max_drop": 0},
+    {"target": 0.5, "max_drop": 1.0},
+    {"target": 0.5, "threads": 1, "runs": 2, "seed": 0, "recover": False},
+]
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({}, "nothing is asked for"),
+    ({"recover": False}, "nothing is asked for"),
+    ({"target": 1}, "--target"),
+    ({"target": 1.0}, "--target"),
+    ({"target": -0.1}, "--target"),
+    ({"target": math.nan}, "--target"),
+    ({"target": math.inf}, "--target"),
+    ({"target": "0.5"}, "--target"),
+    ({"target": True}, "--target"),
+    ({"channels": 1}, "--channels"),
+    ({"channels": -1e-9}, "--channels"),
+    ({"target": 0.5, "structural": 1.1}, "--structural"),
+    ({"target": 0.5, "structural": -0.1}, "--structural"),
+    ({"target": 0.5, "structural": "some"}, "--structural"),
+    ({"channels": 0.5, "structural": 0.5}, "--structural"),
+    ({"channels": 0.5, "target": 0.5, "structural": 0.5}, "--channels"),
+    ({"target": 0.5, "criterion": "taste"}, "'taste'"),
+    ({"target": 0.5, "criterion": None}, "--criterion"),
+    ({"target": 0.5, "runs": None}, "--runs"),
+    ({"target": 0.5, "max_latency_ratio": 0}, "--max-latency-ratio"),
+    ({"target": 0.5, "max_latency_ratio": math.inf}, "--max-latency-ratio"),
+    ({"target": 0.5, "max_drop": 1.1}, "--max-drop"),
+    ({"target": 0.5, "max_drop": -0.1}, "--max-drop"),
+    ({"target": 0.5, "threads": 0}, "--threads"),
+    ({"target": 0.5, "threads": 1.5}, "--threads"),
+    ({"target": 0.5, "runs": 1}, "--runs"),
+    ({"target": 0.5, "runs": 2.5}, "--runs"),
+    ({"target": 0.5, "seed": -1}, "--seed"),
+    ({"target": 0.5, "seed": 0.5}, "--seed"),
+]
+
+
+@pytest.mark.parametrize("given", GOOD, ids=str)
+def test_good_values_are_taken_as_they_are(given: dict[str, Any]) -> None:
+    recipe = Recipe(**given)
+    assert {name: getattr(recipe, name) for name in given} == given
+
+
+@pytest.mark.parametrize(("given", "named"), BAD, ids=str)
+def test_bad_values_are_named(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe(**given)
+    assert named in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_the_message_names_value_and_range() -> None:
+    with pytest.raises(RecipeError, match=r"--target must be at least 0 and below 1, not 1\.5"):
+        Recipe(target=1.5)
+    with pytest.raises(RecipeError, match=r"apoz.*activation"):
+        Recipe(target=0.5, criterion="taste")
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Recipe(target=0.5).target = 0.9  # type: ignore[misc]
+
+
+def test_a_file_gives_the_fields(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('target = 0.9\nstructural = 0.5\ncriterion = "activation"\nrecover = false\nseed = 3\n')
+    given = read_recipe(path)
+    assert given == {"target": 0.9, "structural": 0.5, "criterion": "activation", "recover": False, "seed": 3}
+    assert Recipe(**given) == Recipe(target=0.9, structural=0.5, criterion="activation", recover=False, seed=3)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
+def test_every_field_can_be_given_in_a_file(field: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    given = {
+        "target": 0.5,
+        "channels": 0.25,
+        "structural": "auto",
+        "criterion": "apoz",
+        "recover": True,
+        "max_latency_ratio": 1.5,
+        "max_drop": 0.1,
+        "threads": 2,
+        "runs": 4,
+        "seed": 9,
+    }[field]
+    path.write_text(f"{field} = {json.dumps(given)}\n")
+    assert read_recipe(path) == {field: given}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (b"goal = 0.9\n", "'goal'"),
+        (b"[prune]\ntarget = 0.9\n", "'prune'"),
+        (b"target 0.9\n", "line 1"),
+        (b"\xff\xfe", "decode"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(text: bytes, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(text)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    assert named in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(RecipeError, match="cannot be read") as caught:
+            read_recipe(path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ['recover = "yes"', "runs = 2.5", "target = 1.5", 'channels = "half"', "seed = true"])
+def test_a_file_with_a_value_out_of_range_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=f"--{text.split(maxsplit=1)[0]} must be"):
+        read_recipe(path)

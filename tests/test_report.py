@@ -1,0 +1,126 @@
+"""What people are shown: every figure of the record, at any width of the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from graphprune import Ledger, Recipe, prune
+from graphprune.api import Comparison, Inspection, as_model, compare, inspect
+from graphprune.ledger import DeclinedRecord, FileRecord
+from graphprune.report import print_comparison, print_inspection, print_ledger, to_json
+from graphprune.verify.gate import Gate
+from tests import small
+
+MODEL = small.network()
+CALIB = small.calibration(MODEL)
+RECIPE = Recipe(target=0.8, channels=0.5, runs=2, max_drop=1.0)
+
+
+@pytest.fixture(name="ledger", scope="module")
+def _ledger() -> Ledger:
+    return prune(MODEL, RECIPE, CALIB)[1]
+
+
+@pytest.fixture(name="inspection", scope="module")
+def _inspection() -> Inspection:
+    return inspect(MODEL, Recipe(target=0.0, recover=False), CALIB)
+
+
+@pytest.fixture(name="comparison", scope="module")
+def _comparison() -> Comparison:
+    pruned, _ = prune(MODEL, RECIPE, CALIB)
+    return compare(as_model(MODEL), as_model(pruned), Recipe(target=0.0, runs=2, max_drop=0.0), CALIB)
+
+
+def console(width: int = 200) -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, width=width), text
+
+
+def printed(ledger: Ledger, *, verbose: bool = False, width: int = 200) -> str:
+    out, text = console(width)
+    print_ledger(ledger, out, verbose=verbose)
+    return text.getvalue()
+
+
+def test_the_table_holds_the_ledgers_figures(ledger: Ledger) -> None:
+    lines = printed(ledger).splitlines()
+    rows = {line.split("  ")[0].strip(): line for line in lines}
+    weights = ledger.weights
+    assert f"{weights.before:,}" in rows["weights"]
+    assert f"{weights.after:,}" in rows["weights"]
+    assert f"{weights.after / weights.before - 1:+.1%}" in rows["weights"]
+    assert f"{weights.nonzero:,}" in rows["nonzero weights"]
+    assert f"{ledger.macs.before:,}" in rows["MACs"]
+    assert f"{ledger.macs.after:,}" in rows["MACs"]
+    assert f"{ledger.bytes.after:,}" in rows["bytes"]
+    latency = next(line for line in lines if line.startswith("latency, 1 thread "))
+    assert f"x{ledger.latency.ratio:.2f}" in latency
+    assert ledger.latency.verdict in latency
+    assert f"removed 18 of 36 units in 3 groups, zeroed {weights.zeroed:,} weights" in "\n".join(lines)
+
+
+def test_gates_notes_and_the_file_are_named(ledger: Ledger) -> None:
+    text = printed(replace(ledger, notes=["look at [this]"], output=FileRecord("a[0].onnx", "")))
+    assert "gate target" in text
+    assert "held" in text
+    assert "look at [this]" in text
+    assert "wrote a[0].onnx" in text
+    missed = printed(replace(ledger, gates=[Gate("max-drop", 0.1, 0.25, ok=False)]))
+    assert "gate max-drop: 0.25 against 0.1: MISSED" in missed
+
+
+def test_verbose_adds_groups_and_reasons(ledger: Ledger) -> None:
+    assert "apoz" not in printed(ledger)
+    text = printed(ledger, verbose=True)
+    for group in ledger.groups:
+        assert group.name in text
+    for declined in ledger.declined:
+        assert declined.reason in text
+
+
+def test_a_narrow_terminal_loses_no_sentence(ledger: Ledger) -> None:
+    noted = replace(ledger, notes=["a long note " * 20])
+    assert ("a long note " * 20).strip() in printed(noted, width=40)
+
+
+def test_figures_that_are_not_numbers_can_be_shown(ledger: Ledger) -> None:
+    empty = replace(ledger, groups=[], macs=replace(ledger.macs, before=0, after=0))
+    assert "removed 0 of 0 units" in printed(empty, verbose=True)
+    bad = replace(ledger, fidelity=replace(ledger.fidelity, nonfinite=3, top1_agreement=None))
+    assert "3 output values are NaN or infinite" in printed(bad)
+
+
+def test_inspection_in_text_and_json(inspection: Inspection) -> None:
+    out, text = console()
+    print_inspection(inspection, out, verbose=True)
+    for word in ("3,461 weights", "3 groups of 36 units", "w_0 axis 0", "graph input 'image' keeps its shape"):
+        assert word in text.getvalue()
+    values = json.loads(to_json(inspection))
+    assert [group["name"] for group in values["groups"]] == [group.name for group in inspection.groups]
+    assert values["declined"][0]["reason"] == inspection.declined[0].reason
+
+
+def test_reasons_are_gathered_and_long_lists_cut(inspection: Inspection) -> None:
+    many = [DeclinedRecord(f"w[{index}]", 0, 1, 0.01, "node", "Op", "no rule for it") for index in range(9)]
+    out, text = console()
+    print_inspection(replace(inspection, declined=many), out)
+    assert text.getvalue().count("no rule for it") == 1
+    assert "w[0] axis 0, w[1] axis 0, w[2] axis 0 and 6 more" in text.getvalue()
+    assert "9.0%" in text.getvalue()
+
+
+def test_comparison_in_text_and_json(comparison: Comparison) -> None:
+    out, text = console()
+    print_comparison(comparison, out, verbose=True)
+    assert f"{comparison.weights.after:,}" in text.getvalue()
+    assert f"{comparison.fidelity.relative_l2:.4f}" in text.getvalue()
+    assert "gemm_1" in text.getvalue()
+    values = json.loads(to_json(comparison))
+    assert values["weights"] == {"before": 3461, "after": comparison.weights.after}
+    assert values["latency"]["ratio"] == comparison.latency.ratio
