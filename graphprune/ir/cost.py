@@ -67,7 +67,7 @@ def count_macs(proto: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> int
     Returns
     -------
     int
-        Over Conv, ConvTranspose, Gemm and MatMul; an operator whose shapes stay unknown counts nothing.
+        Over Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN; an operator whose shapes stay unknown counts nothing.
     """
     graph = Graph(proto, input_shapes)
     return sum(MACS[node.op](node, graph) for node in graph.nodes if node.op in MACS)
@@ -90,11 +90,20 @@ def _matmul_macs(node: Node, graph: Graph) -> int:
     return _size(graph.shape(node.outputs[0])) * (contracted if isinstance(contracted, int) else 0)
 
 
+def _recurrent_macs(node: Node, graph: Graph) -> int:
+    """At every step of every sample, all gates read the inputs and the hidden units."""
+    weights = _size(graph.shape(node.input(1))) + _size(graph.shape(node.input(2)))
+    return _size((graph.shape(node.input(0)) or ())[:2]) * weights
+
+
 MACS: dict[str, Callable[[Node, Graph], int]] = {
     "Conv": _conv_macs,
     "ConvTranspose": _conv_transpose_macs,
     "Gemm": _matmul_macs,
     "MatMul": _matmul_macs,
+    "LSTM": _recurrent_macs,
+    "GRU": _recurrent_macs,
+    "RNN": _recurrent_macs,
 }
 
 

@@ -31,7 +31,8 @@ class Contraction:
     data, weight : int
         Input slots of the activation and of what it is multiplied with.
     data_axis : int or None
-        The activation's axis that is summed over; None where no unit is (a depthwise convolution).
+        The activation's axis that is summed over; None where that is no axis of an input: the hidden state of a
+        recurrent operator, which meets the weight inside, or the one channel of a depthwise convolution.
     weight_axis : int
         The weight's axis that meets it.
     output_axis : int

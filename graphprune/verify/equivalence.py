@@ -45,22 +45,24 @@ def masked(coupling: Coupling, removed: BoolArray) -> onnx.ModelProto:
     nodes = list(result.graph.node)
     inserted: list[tuple[int, onnx.NodeProto]] = []
     for contraction in coupling.contractions:
-        if contraction.data_axis is None:
-            continue
-        name = contraction.node.input(contraction.data)
-        units = coupling.vector(name, contraction.data_axis)
+        # What is summed over inside the node is masked on the weight that it meets there.
+        inside = contraction.data_axis is None
+        slot = contraction.weight if inside else contraction.data
+        axis = contraction.weight_axis if contraction.data_axis is None else contraction.data_axis
+        name = contraction.node.input(slot)
+        units = coupling.vector(name, axis)
         if units is None or not gone[units].any():
             continue
         shape = [1] * len(graph.shape(name) or ())
-        shape[contraction.data_axis] = len(units)
+        shape[axis] = len(units)
         mask = np.where(gone[units] & (units != FROZEN), 0.0, 1.0).reshape(shape)
         index = contraction.node.index
-        mask_name, output = f"graphprune_mask_{index}_{contraction.data}", f"graphprune_masked_{index}"
+        mask_name, output = f"graphprune_mask_{index}_{slot}", f"graphprune_masked_{index}_{slot}"
         kind = graph.element_types.get(name, onnx.TensorProto.FLOAT)
         values = mask.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
         result.graph.initializer.append(onnx.numpy_helper.from_array(values, mask_name))
         inserted.append((index, onnx.helper.make_node("Mul", [name, mask_name], [output])))
-        set_input(nodes[index], contraction.data, output)
+        set_input(nodes[index], slot, output)
     for index, node in sorted(inserted, key=lambda item: -item[0]):
         nodes.insert(index, node)
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
