@@ -45,7 +45,12 @@ def plan(coupling: Coupling, removed: BoolArray, statistics: Statistics) -> dict
     for contraction in coupling.contractions:
         name, axis = contraction.node.input(contraction.data), contraction.data_axis
         # Only a product x w has its channels along the last axis, where a bias fits; w x has not.
-        if contraction.node.op not in REPAIRED or axis is None or contraction.data != 0 or (name, axis) not in statistics:
+        if (
+            contraction.node.op not in REPAIRED
+            or axis is None
+            or contraction.data != 0
+            or (name, axis) not in statistics
+        ):
             continue
         units = coupling.vector(name, axis)
         matrix = contracted_matrix(coupling.graph, contraction)

@@ -205,7 +205,7 @@ class Net:
         channels = int(self.shapes[data][1])
         scale, variance = (self.vector(channels, name, 0.5, 1.5) for name in ("scale", "var"))
         shift, mean = self.vector(channels, "shift", -1, 1), self.vector(channels, "mean")
-        return self.node("BatchNormalization", [data, scale, shift, mean, variance], epsilon=1e-5)
+        return self.node("BatchNormalization", [data, scale, shift, mean, variance], epsilon=1e-2)
 
     def relu(self, data: str) -> str:
         """Add a Relu."""

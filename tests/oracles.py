@@ -106,6 +106,8 @@ def _contracted(node: onnx.NodeProto) -> list[tuple[int, int]]:
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Conv":
         return [(1, 1)]
+    if node.op_type == "ConvTranspose":
+        return [(1, 0)]
     if node.op_type == "Gemm":
         return [(0, 0 if attributes.get("transA") else 1), (1, 1 if attributes.get("transB") else 0)]
     return [(0, -1), (1, -2)] if node.op_type == "MatMul" else []

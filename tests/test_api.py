@@ -427,6 +427,18 @@ def test_writing_leaves_the_two_files_and_nothing_else(tmp_path: Path) -> None:
     assert ledger.output.path == str(out / "a.onnx")
 
 
+def test_who_reads_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
+    path, data = small.write(tmp_path)
+    loaded = load(path)
+    pruned, ledger = prune(loaded, recipe(target=0.5), data)
+    for name in ("a.onnx", "a.json"):
+        (tmp_path / name).write_bytes(b"old")
+    with (tmp_path / "a.onnx").open("rb") as model, (tmp_path / "a.json").open("rb") as report:
+        write(pruned, ledger, loaded, tmp_path / "a.onnx", tmp_path / "a.json")
+        assert (model.read(), report.read()) == (b"old", b"old"), "written in place"
+    assert (tmp_path / "a.onnx").stat().st_size > 3
+
+
 def test_errors_are_the_named_ones(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not exist"):
         prune(tmp_path / "none.onnx", recipe(target=0.5))

@@ -131,6 +131,12 @@ class Coupler:
         if name in self.graph.initializers or name in self.ids_of:
             self.freeze(self.ids(name), reason)
 
+    def freeze_tensor_axis(self, name: str, axis: int, reason: Reason) -> None:
+        """Demand that a tensor keeps its extent along one axis."""
+        vector = self.vector(name, axis)
+        if vector is not None:
+            self.freeze([vector], reason)
+
     def contract(self, contraction: Contraction) -> None:
         """Note a place where units are consumed."""
         self.contractions.append(contraction)

@@ -25,7 +25,7 @@ class Edit:
 
     coupling: Coupling
     removed: BoolArray
-    constants: dict[bytes, onnx.TensorProto] = field(default_factory=dict)
+    constants: dict[tuple[tuple[int, ...], bytes], onnx.TensorProto] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:
@@ -58,7 +58,7 @@ class Edit:
 
     def constant(self, value: npt.NDArray[np.int64]) -> str:
         """Return the name of a new initializer that holds a patched shape constant."""
-        key = value.tobytes()
+        key = (value.shape, value.tobytes())
         if key not in self.constants:
             name = f"graphprune_constant_{len(self.constants)}"
             while name in self.graph.shapes or name in self.graph.producer:

@@ -12,6 +12,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphprune.errors import ModelError
 from graphprune.ir.graph import infer_shapes
+from graphprune.ir.session import quiet_sessions
 
 ROUNDS = 3
 """Each round of folding lets shape inference see further, which lets the next fold more."""
@@ -43,7 +44,8 @@ def constant_values(proto: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]
     for _ in range(ROUNDS):
         before = len(found)
         try:
-            graph = gs.import_onnx(bare).fold_constants(recurse_subgraphs=False, recurse_functions=False)
+            with quiet_sessions():
+                graph = gs.import_onnx(bare).fold_constants(recurse_subgraphs=False, recurse_functions=False)
         except Exception as error:  # graphsurgeon raises its own, ORT's and numpy's
             raise ModelError("the graph's shape arithmetic cannot be folded", why=str(error)) from error
         for name, tensor in graph.tensors().items():

@@ -20,7 +20,9 @@ Shape = tuple[Dim, ...]
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 SMALL = 4096
-"""Tensors of up to this many elements keep their values in a skeleton: shape inference needs them."""
+"""Integer tensors of up to this many elements keep their values in a skeleton: shape inference needs them."""
+SCALES = 16
+"""The same for float tensors, for the scales of Resize."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(v for v in proto.graph.input if v.name not in names)
     for tensor in proto.graph.initializer:
         size = int(np.prod(tensor.dims, dtype=np.int64))
-        if tensor.data_type in FLOAT_TYPES or size > SMALL:
+        if size > (SCALES if tensor.data_type in FLOAT_TYPES else SMALL):
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         else:
             graph.initializer.append(tensor)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +22,11 @@ ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 
 Feeds: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
 """One call's inputs, by name."""
+
+QUIET = 4
+"""Log severity of fatal errors alone: what fails comes back as an exception, without a second copy on stderr."""
+DEFAULT_SEVERITY = 2
+"""ONNX Runtime's own: warnings."""
 
 # ONNX Runtime's exceptions share no base below Exception; a name that a version lacks is passed over.
 _ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -45,7 +51,9 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
-def open_session(model: ModelLike, *, threads: int = 0, in_node_order: bool = False) -> ort.InferenceSession:
+def open_session(
+    model: ModelLike, *, threads: int = 0, in_node_order: bool = False, optimise: bool = True
+) -> ort.InferenceSession:
     """Open an ONNX Runtime session on the CPU.
 
     Parameters
@@ -58,6 +66,8 @@ def open_session(model: ModelLike, *, threads: int = 0, in_node_order: bool = Fa
     in_node_order : bool, default False
         Whether every node runs as soon as it can, which frees activations that have many readers early, instead of in
         ONNX Runtime's default order.
+    optimise : bool, default True
+        Whether ONNX Runtime may rewrite the graph, or runs it node by node as it is written.
 
     Returns
     -------
@@ -68,13 +78,24 @@ def open_session(model: ModelLike, *, threads: int = 0, in_node_order: bool = Fa
     ModelError
         When ONNX Runtime refuses the model.
     """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    if in_node_order:
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = QUIET
+    # Idle worker threads spin for a while after a run: they would steal the cores from the session timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if isinstance(model, onnx.ModelProto):
         if model.ByteSize() > PROTOBUF_LIMIT:
-            return _open_large(model, threads, in_node_order)
-        return _open(model.SerializeToString(), threads, in_node_order, "the model in memory")
+            return _open_large(model, options)
+        return _open(model.SerializeToString(), options, "the model in memory")
     if isinstance(model, bytes):
-        return _open(model, threads, in_node_order, "the model in memory")
-    return _open(os.fspath(model), threads, in_node_order, os.fspath(model))
+        return _open(model, options, "the model in memory")
+    return _open(os.fspath(model), options, os.fspath(model))
 
 
 def run_session(
@@ -114,16 +135,7 @@ def run_session(
         ) from error
 
 
-def _open(source: str | bytes, threads: int, in_node_order: bool, where: str) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    if in_node_order:
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    options.log_severity_level = 4  # what fails comes back as an exception; no second copy of it on stderr
-    # Idle worker threads spin for a while after a run: they would steal the cores from the session timed next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+def _open(source: str | bytes, options: ort.SessionOptions, where: str) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as error:
@@ -135,9 +147,19 @@ def _open(source: str | bytes, threads: int, in_node_order: bool, where: str) ->
         ) from error
 
 
-def _open_large(model: onnx.ModelProto, threads: int, in_node_order: bool) -> ort.InferenceSession:
+def _open_large(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
     # Windows may still hold the weights mapped when the folder goes.
     with tempfile.TemporaryDirectory(prefix="graphprune-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         save(model, path, external=True)
-        return _open(str(path), threads, in_node_order, "the model in memory")
+        return _open(str(path), options, "the model in memory")
+
+
+@contextmanager
+def quiet_sessions() -> Iterator[None]:
+    """Keep sessions that other libraries open in the block from writing to stderr."""
+    ort.set_default_logger_severity(QUIET)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(DEFAULT_SEVERITY)

@@ -78,6 +78,14 @@ def test_a_product_of_two_activations_is_probed_for_no_constant() -> None:
     assert [(p.tensor, p.axis) for p in probes_for(coupling)] == [("relu_0", 1)]
 
 
+def test_a_product_of_two_constants_is_not_probed() -> None:
+    net = Net()
+    product = net.node("MatMul", [net.weight([4, 6]), net.weight([6, 5])], [4, 5])
+    coupling = coupled(net.build(net.node("MatMul", [net.input(["N", 4]), product], ["N", 5])))
+    assert [contraction.node.inputs[0] for contraction in coupling.contractions] == ["w_0", "x_0"]
+    assert probes_for(coupling) == []
+
+
 def test_statistics_equal_numpy_on_the_whole_network() -> None:
     model = network()
     found = measured(model, DATA)

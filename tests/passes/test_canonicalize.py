@@ -42,14 +42,16 @@ def ops(model: onnx.ModelProto) -> list[str]:
 
 
 def assert_weights_kept(model: onnx.ModelProto, result: onnx.ModelProto) -> None:
-    """Demand every float weight of the original, under its name, bit by bit."""
+    """Demand every float weight that the outputs depend on, under its name, bit by bit."""
     before, after = editable(model), editable(result)
-    for node in model.graph.node:
-        if node.op_type == "Constant":
+    needed = {value.name for value in model.graph.output}
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input[:1] if node.op_type == "Dropout" else node.input)
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
             before[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    idle = {name for node in model.graph.node if node.op_type == "Dropout" for name in node.input[1:]}
     for name, value in before.items():
-        if value.dtype.kind == "f" and name not in idle:
+        if value.dtype.kind == "f" and name in needed:
             assert after[name].tobytes() == value.tobytes(), name
 
 
@@ -185,7 +187,8 @@ def scaled(model: onnx.ModelProto) -> tuple[Array, Array]:
     conv = next(node for node in model.graph.node if node.op_type == "Conv")
     norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
     scale, shift, mean, variance = (arrays[name] for name in norm.input[1:])
-    factor = scale / np.sqrt(variance + 1e-5)
+    (epsilon,) = (attribute.f for attribute in norm.attribute if attribute.name == "epsilon")
+    factor = scale / np.sqrt(variance + epsilon)
     weight = arrays[conv.input[1]]
     bias = arrays[conv.input[2]] if len(conv.input) > 2 else np.zeros_like(mean)
     return weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), factor * (bias - mean) + shift

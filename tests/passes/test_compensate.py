@@ -214,11 +214,12 @@ def test_a_product_that_others_read_too_keeps_the_repair_for_all() -> None:
     check_exact(net.build(product), "w_0", [1, 2])
 
 
-def test_an_addend_for_each_row_is_not_taken_for_a_bias() -> None:
+@pytest.mark.parametrize("addend", [(5, 1), (5, 3), (1, 3), (1, 1, 3), (1,)])
+def test_an_addend_for_each_row_is_not_taken_for_a_bias(addend: tuple[int, ...]) -> None:
     net = Net()
     tokens = net.input(["N", 5, 4])
     hidden = net.relu(net.linear(tokens, 6))
-    rows = net.initializer(net.random.normal(size=(5, 1)), "rows")
+    rows = net.initializer(net.random.normal(size=addend), "rows")
     model = net.build(net.add(net.linear(hidden, 3, bias=False), rows))
     arrays = editable(model)
     arrays["w_0"][:, [1, 4]] = 0

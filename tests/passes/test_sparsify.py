@@ -183,6 +183,12 @@ def test_a_weight_behind_a_transpose_is_found_and_a_vector_is_not() -> None:
     assert names(net.build(lone)) == ["w_0"]
 
 
+def test_of_a_computed_weight_the_matrix_is_zeroed_and_not_its_scales() -> None:
+    net = Net()
+    scaled = net.add(net.weight([6, 4]), net.vector(4, "scales"), op="Mul")
+    assert names(net.build(net.node("MatMul", [net.input(["N", 6]), scaled], ["N", 4]))) == ["w_0"]
+
+
 def test_a_weight_that_two_nodes_share_is_zeroed_once() -> None:
     net = Net()
     shared = net.weight([4, 4])

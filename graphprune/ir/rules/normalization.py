@@ -1,7 +1,9 @@
-"""BatchNormalization and LRN.
+"""BatchNormalization, InstanceNormalization, LRN, LayerNormalization, GroupNormalization.
 
 BatchNormalization is y[n, c] = scale[c] * (x[n, c] - mean[c]) / sqrt(var[c] + epsilon) + b[c]: channel by channel.
-LRN divides by a sum over neighbouring channels, so removing one would change the others: frozen.
+InstanceNormalization does the same with the mean and variance of each sample's own channel, over its spatial axes.
+LRN divides by a sum over neighbouring channels, LayerNormalization and GroupNormalization normalise over all channels or
+groups of them, so removing one would change the others: frozen.
 
 References: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html, https://onnx.ai/onnx/operators/onnx__LRN.html
 """
@@ -36,4 +38,37 @@ def couple_lrn(node: Node, coupler: Coupler) -> None:
     coupler.set(node.outputs[0], coupler.pass_axes(node, node.input(0), others, text), Reason(node.label, "LRN", text))
 
 
-RULES = {"BatchNormalization": Rule(couple_batch_normalization), "LRN": Rule(couple_lrn)}
+def couple_instance_normalization(node: Node, coupler: Coupler) -> None:
+    """Join the two parameter vectors with the channels, freeze the spatial axes."""
+    if not coupler.ranked(node):
+        return
+    channels = coupler.vector(node.input(0), 1)
+    reason = Reason(node.label, node.op, "the channels that InstanceNormalization scales are not known")
+    for name in node.inputs[1:3]:
+        coupler.join(channels, coupler.vector(name, 0), reason)
+    text = "InstanceNormalization normalises over the axis: removing a position is not zeroing it"
+    coupler.set(node.outputs[0], coupler.pass_axes(node, node.input(0), (0, 1), text))
+
+
+def couple_layer_normalization(node: Node, coupler: Coupler) -> None:
+    """Freeze the axes normalised over and the parameters, pass the axes in front."""
+    if not coupler.ranked(node):
+        return
+    rank = len(coupler.shape(node.input(0)) or ())
+    first = int(node.attributes.get("axis", -1)) % rank if node.op == "LayerNormalization" else 1
+    text = f"{node.op} normalises over the axis: removing a position is not zeroing it"
+    reason = Reason(node.label, node.op, text)
+    for name in node.inputs[1:]:
+        coupler.freeze_tensor(name, reason)
+    ids = coupler.pass_axes(node, node.input(0), range(first), text)
+    for name in node.outputs:
+        coupler.set(name, ids if name == node.outputs[0] else [], reason)
+
+
+RULES = {
+    "BatchNormalization": Rule(couple_batch_normalization),
+    "InstanceNormalization": Rule(couple_instance_normalization),
+    "LRN": Rule(couple_lrn),
+    "LayerNormalization": Rule(couple_layer_normalization),
+    "GroupNormalization": Rule(couple_layer_normalization),
+}

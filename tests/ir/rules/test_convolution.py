@@ -196,3 +196,48 @@ def test_removed_channels_leave_the_weights_bit_identical() -> None:
     assert np.array_equal(values(pruned)["b_0"], values(model)["b_0"][1::2])
     assert np.array_equal(values(pruned)["w_1"], values(model)["w_1"][:, 1::2])
     assert [list(t.dims) for t in pruned.graph.initializer] == [[3, 3, 3, 3], [3], [2, 3, 1, 1], [2]]
+
+
+# -- ConvTranspose -------------------------------------------------------------------------------------------
+
+
+def transposed(net: Net, data: str, outputs: int, *, groups: int = 1, bias: bool = True) -> str:
+    """Add a transposed convolution that doubles height and width."""
+    batch, channels, height, width = net.shapes[data]
+    weight = net.weight((channels, outputs // groups, 2, 2), "t", fan_in=channels // groups)
+    inputs = [data, weight, *([net.vector(outputs)] if bias else [])]
+    shape = [batch, outputs, height * 2, width * 2]
+    return net.node("ConvTranspose", inputs, shape, group=groups, strides=[2, 2], kernel_shape=[2, 2])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_transposed_convolution_swaps_the_axes(bias: bool) -> None:
+    net = Net()
+    data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 6))
+    coupling = assert_exact(net.build(net.conv(net.relu(transposed(net, data, 5, bias=bias)), 2)))
+    assert units_on(coupling, "t_0", 0) == units_on(coupling, "w_0", 0)
+    assert units_on(coupling, "t_0", 1) == units_on(coupling, "w_1", 1)
+    assert coupling.units == 11
+
+
+def test_depthwise_transposed_convolution_takes_its_channel_along() -> None:
+    net = Net()
+    data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 6))
+    coupling = assert_exact(net.build(net.conv(transposed(net, data, 6, groups=6), 2)))
+    assert coupling.units == 6
+
+
+def test_transposed_convolution_of_one_input_channel_a_group_keeps_its_columns() -> None:
+    net = Net()
+    data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 6))
+    coupling = assert_exact(net.build(net.conv(transposed(net, data, 12, groups=6), 2)))
+    assert units_on(coupling, "w_1", 1) == np.repeat(units_on(coupling, "w_0", 0), 2).tolist()
+    assert coupling.units == 6
+
+
+def test_grouped_transposed_convolution_keeps_equal_counts() -> None:
+    net = Net()
+    data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 8))
+    coupling = assert_exact(net.build(net.conv(net.relu(transposed(net, data, 6, groups=2)), 2)))
+    assert [parts.shape for parts in coupling.balances] == [(2, 4), (2, 3)]
+    assert coupling.units == 14

@@ -91,3 +91,27 @@ def test_lrn_freezes_the_channels_with_a_reason_and_nothing_else() -> None:
     for key in (("w_1", 0), ("w_2", 1)):
         assert found[key].node == "the lrn"
         assert "neighbouring channels" in found[key].text
+
+
+def test_instance_normalization_joins_its_parameters() -> None:
+    net = Net()
+    data = net.conv(net.input(["N", 3, 4, 4]), 6)
+    normed = net.node("InstanceNormalization", [data, net.vector(6, "scale"), net.vector(6, "shift")])
+    coupling = assert_exact(net.build(net.conv(net.relu(normed), 2)))
+    assert units_on(coupling, "scale_0", 0) == units_on(coupling, "shift_0", 0) == units_on(coupling, "w_0", 0)
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "GroupNormalization"])
+def test_normalising_over_channels_freezes_them(op: str) -> None:
+    net = Net(21)
+    if op == "LayerNormalization":
+        data = net.linear(net.input(["N", 5, 4]), 6)
+        normed = net.node(op, [data, net.vector(6, "scale"), net.vector(6, "shift")], axis=-1)
+        model = net.build(net.linear(normed, 2))
+    else:
+        data = net.conv(net.input(["N", 3, 4, 4]), 6)
+        normed = net.node(op, [data, net.vector(6, "scale"), net.vector(6, "shift")], num_groups=2)
+        model = net.build(net.conv(normed, 2))
+    coupling = coupled(model)
+    assert coupling.units == 0
+    assert reasons(coupling)["w_0", 1 if op == "LayerNormalization" else 0].startswith(f"{op} normalises over")

@@ -1,0 +1,60 @@
+"""Gather: positions picked by index, from an activation or from an embedding.
+
+With constant indices the positions picked keep their ids, and the indices count what stays. With computed indices (the
+words of a sentence) the axis that they pick from is frozen, and the others pass.
+
+Reference: https://onnx.ai/onnx/operators/onnx__Gather.html
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from graphprune.ir.atoms import IdArray, Reason, support
+from graphprune.ir.coupler import Coupler
+from graphprune.ir.edit import Edit, set_input
+from graphprune.ir.graph import Node
+from graphprune.ir.rules.rule import Rule
+
+
+def couple_gather(node: Node, coupler: Coupler) -> None:
+    """Pick the ids that the indices pick; freeze a position that a scalar index picks."""
+    if not coupler.ranked(node):
+        return
+    data, indices = node.input(0), node.input(1)
+    rank, index_rank = len(coupler.shape(data) or ()), len(coupler.shape(indices) or ())
+    axis = int(node.attributes.get("axis", 0)) % rank
+    picked = coupler.graph.value(indices)
+    others = [other for other in range(rank) if other != axis]
+    reason = Reason(node.label, node.op, "Gather picks positions of the axis by computed or many-axis indices")
+    one_axis = picked is not None and index_rank <= 1
+    passed = coupler.pass_axes(node, data, range(rank) if one_axis else others, reason.text)
+    result: list[IdArray] = []
+    for ids in passed:
+        if axis not in support(ids):
+            shape = [*ids.shape[:axis], *[1] * index_rank, *ids.shape[axis + 1 :]]
+            result.append(ids.reshape(shape))
+        elif picked is not None:
+            taken = ids.take(picked.astype(np.int64), axis=axis)
+            if index_rank == 0:
+                coupler.freeze([taken], Reason(node.label, node.op, "Gather picks this position alone"))
+            else:
+                result.append(taken)
+    coupler.set(node.outputs[0], result, reason)
+
+
+def patch_gather(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
+    """Count the indices anew, without those of removed positions."""
+    axis = int(node.attributes.get("axis", 0)) % len(edit.shape(node.input(0)))
+    keep = edit.kept(node.input(0), axis)
+    picked = edit.value(node.input(1))
+    if keep is None or picked is None:
+        return
+    places = picked.astype(np.int64) % len(keep)
+    rank_of = np.cumsum(keep) - 1
+    patched = rank_of[places[keep[places]]] if places.ndim else np.asarray(rank_of[places])
+    set_input(proto, 1, edit.constant(patched.astype(np.int64)))
+
+
+RULES = {"Gather": Rule(couple_gather, patch_gather)}

@@ -1,0 +1,100 @@
+"""Resize, Upsample, DepthToSpace, SpaceToDepth.
+
+Resize and Upsample leave an axis whose extent does not change position by position; every other axis is frozen.
+DepthToSpace lays b*b channels onto b x b neighbouring positions of one channel, so these go together: in mode DCR channel
+c of the output comes from channels c, c + C', c + 2C', .. (C' output channels), in mode CRD from c*b*b .. c*b*b + b*b - 1.
+SpaceToDepth is its reverse in mode DCR: output channels c, c + C, c + 2C, .. all come from input channel c.
+
+References: https://onnx.ai/onnx/operators/onnx__Resize.html, onnx__DepthToSpace.html, onnx__SpaceToDepth.html
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from graphprune.ir.atoms import Reason
+from graphprune.ir.coupler import Coupler
+from graphprune.ir.edit import Edit, set_input
+from graphprune.ir.graph import Node
+from graphprune.ir.rules.rule import Rule
+
+SIZES = 3
+
+
+def couple_resize(node: Node, coupler: Coupler) -> None:
+    """Pass the axes whose extent stays, freeze the others."""
+    source, target = coupler.shape(node.input(0)), coupler.shape(node.outputs[0])
+    if (
+        source is None
+        or target is None
+        or node.attributes.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+    ):
+        coupler.freeze_node(node, f"{node.op} may crop every axis")
+        return
+    same = [
+        axis
+        for axis, extent in enumerate(source)
+        if isinstance(extent, int) and extent == target[axis] and _unscaled(node, coupler, axis, len(source))
+    ]
+    text = f"{node.op} resamples the axis"
+    ids = coupler.pass_axes(node, node.input(0), same, text)
+    coupler.set(node.outputs[0], ids, Reason(node.label, node.op, text))
+
+
+def _unscaled(node: Node, coupler: Coupler, axis: int, rank: int) -> bool:
+    """Whether positions map to themselves along an axis whose extent stays: by given sizes, or a scale of 1."""
+    if node.input(SIZES):
+        return node.input(SIZES) in coupler.graph.initializers
+    axes = [int(named) % rank for named in node.attributes.get("axes") or range(rank)]
+    scales = node.attributes.get("scales")
+    if scales is None:
+        value = coupler.graph.value(node.inputs[-1])
+        scales = None if value is None else value.ravel().tolist()
+    return axis not in axes or (scales is not None and scales[axes.index(axis)] == 1)
+
+
+def patch_resize(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
+    """Write the new extents where the sizes are given; scales stay right as they are."""
+    sizes = edit.value(node.input(SIZES)) if node.input(SIZES) else None
+    if sizes is None:
+        return
+    axes = node.attributes.get("axes") or range(len(edit.shape(node.outputs[0])))
+    new = edit.new_shape(node.outputs[0])
+    patched = [
+        new[axis] if isinstance(new[axis], int) else size for axis, size in zip(axes, sizes.tolist(), strict=True)
+    ]
+    if patched != sizes.tolist():
+        set_input(proto, SIZES, edit.constant(np.array(patched, dtype=np.int64)))
+
+
+def couple_depth_to_space(node: Node, coupler: Coupler) -> None:
+    """Join the channels that become one."""
+    block = int(node.attributes["blocksize"]) ** 2
+    channels = coupler.vector(node.input(0), 1)
+    others = coupler.pass_axes(node, node.input(0), (0, 1), f"{node.op} interleaves the axis with others")
+    others = [ids for ids in others if ids.shape[0] > 1]
+    if channels is None:
+        coupler.set(node.outputs[0], others)
+        return
+    by_mode = node.attributes.get("mode", b"DCR") == b"CRD"
+    parts = channels.reshape(-1, block).T if by_mode else channels.reshape(block, -1)
+    coupler.atoms.join(parts[:1], parts)
+    coupler.set_axis(node.outputs[0], 1, parts[0], others)
+
+
+def couple_space_to_depth(node: Node, coupler: Coupler) -> None:
+    """Repeat the channels, once for every position of a block."""
+    block = int(node.attributes["blocksize"]) ** 2
+    channels = coupler.vector(node.input(0), 1)
+    others = coupler.pass_axes(node, node.input(0), (0, 1), f"{node.op} interleaves the axis with others")
+    others = [ids for ids in others if ids.shape[0] > 1]
+    coupler.set_axis(node.outputs[0], 1, None if channels is None else np.tile(channels, block), others)
+
+
+RULES = {
+    "Resize": Rule(couple_resize, patch_resize),
+    "Upsample": Rule(couple_resize),
+    "DepthToSpace": Rule(couple_depth_to_space),
+    "SpaceToDepth": Rule(couple_space_to_depth),
+}
