@@ -90,9 +90,8 @@ def passes(model: str, calibration: str | None, folder: str) -> None:
         print(f"  {name:14s} {seconds:8.3f}")
     size = Path(model).stat().st_size / 1e6
     print(f"peak memory {peak:.0f} MB for a model of {size:.1f} MB: {peak / size:.1f} x")
-    print(
-        f"  {idle:.0f} MB of it are Python and the imported packages; the rest is {(peak - idle) / size:.1f} x the model"
-    )
+    rest = (peak - idle) / size
+    print(f"  {idle:.0f} MB of it are Python and the imported packages; the rest is {rest:.1f} x the model")
 
 
 def _peak(arguments: list[str]) -> float:

@@ -16,6 +16,10 @@ _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _NPY_MAGIC = b"\x93NUMPY"
 
 
+UNNAMED = "arr_0"
+"""What ``numpy.savez`` calls the first array that is given no name."""
+
+
 def read_arrays(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, Array]:
     """Read a file of calibration arrays; what it is shows in its first bytes, whatever its name.
 
@@ -28,7 +32,7 @@ def read_arrays(path: Path, specs: tuple[InputSpec, ...]) -> dict[str, Array]:
     Returns
     -------
     dict of str to array
-        By input name; a single array for a model of one input takes that input's name.
+        By input name; a single array saved without a name takes the name of a model's only input.
 
     Raises
     ------
@@ -89,6 +93,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
 
 
 def _only_array_by_input(arrays: dict[str, Array], specs: tuple[InputSpec, ...]) -> dict[str, Array]:
-    if len(arrays) == len(specs) == 1:
-        return {specs[0].name: next(iter(arrays.values()))}
+    """Take the one array that was saved without a name as the model's only input."""
+    if len(specs) == 1 and list(arrays) == [UNNAMED]:
+        return {specs[0].name: arrays[UNNAMED]}
     return arrays

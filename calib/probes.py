@@ -28,7 +28,7 @@ HUGE = 1e30
 
 BLOCKED_RANK = 4
 """Rank of the tensors that can be in the blocked layout, and of the outputs of their probes."""
-LARGE = 32 * 32
+LARGE = 16 * 16
 """Maps with more positions than this are measured on every `STRIDE`-th row and column."""
 STRIDE = 3
 """Odd, so that it does not fall in step with strided and transposed convolutions."""
@@ -64,11 +64,14 @@ class Placed:
     positions : int or None
         In the blocked form, the values per sample and channel, whose means the outputs hold; None in the general form,
         whose outputs hold sums.
+    sampled : bool
+        Whether the means are over a part of the positions.
     """
 
     probe: Probe
     outputs: dict[str, str]
     positions: int | None
+    sampled: bool = False
 
     def read(self, totals: Mapping[str, FloatArray], rows: Mapping[str, int]) -> Moments:
         """Turn outputs, added up over runs and over axis 0 of the blocked form, into moments.
@@ -86,8 +89,11 @@ class Placed:
         else:
             count = self.positions * rows[self.outputs["total"]]
             found = {kind: value.ravel() * self.positions for kind, value in found.items()}
-        zeros = count - np.rint(found["positive"]) if self.probe.zeros else None
-        return Moments(count, found["total"], zeros, found.get("squares"))
+        zeros = None
+        if self.probe.zeros:
+            # A count is whole but for rounding in the mean; one scaled up from a part need not be.
+            zeros = count - (found["positive"] if self.sampled else np.rint(found["positive"]))
+        return Moments(count, found["total"], zeros, found.get("squares"), self.sampled)
 
 
 def probed(graph: Graph, probes: Sequence[Probe]) -> tuple[onnx.ModelProto, list[Placed]]:
@@ -168,9 +174,9 @@ class _Builder:
 def _add_blocked(builder: _Builder, name: str, probe: Probe, shape: Shape, kind: int) -> Placed:
     _, channels, height, width = (extent if isinstance(extent, int) else 1 for extent in shape)
     source = probe.tensor
-    if height * width > LARGE:
+    sampled = height * width > LARGE
+    if sampled:
         source = builder.scale_channels(source, 1.0, channels, f"{name}_sampled", STRIDE)
-        height, width = -(-height // STRIDE), -(-width // STRIDE)
     outputs = {"total": builder.node("GlobalAveragePool", [source], f"{name}_total")}
     if probe.zeros:
         lifted = builder.scale_channels(source, HUGE, channels, f"{name}_lifted")
@@ -181,7 +187,7 @@ def _add_blocked(builder: _Builder, name: str, probe: Probe, shape: Shape, kind:
         outputs["squares"] = builder.node("GlobalAveragePool", [squared], f"{name}_squares")
     for output in outputs.values():
         builder.output(output)
-    return Placed(probe, outputs, height * width)
+    return Placed(probe, outputs, height * width, sampled)
 
 
 def _add_general(builder: _Builder, name: str, probe: Probe, shape: Shape, kind: int) -> Placed:

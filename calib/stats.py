@@ -25,12 +25,15 @@ class Moments:
         How many values are <= 0; None where it was not asked for.
     squares : ndarray of float64, shape (channels,), or None
         Sum of the squared values; None where it was not asked for.
+    sampled : bool
+        Whether only a part of the positions was looked at, and the sums scaled up from there.
     """
 
     count: int
     total: FloatArray
     zeros: FloatArray | None = None
     squares: FloatArray | None = None
+    sampled: bool = False
 
     def __add__(self, other: Moments) -> Moments:
         """Return the moments of both sets of samples together."""
@@ -39,6 +42,7 @@ class Moments:
             self.total + other.total,
             _sum(self.zeros, other.zeros),
             _sum(self.squares, other.squares),
+            self.sampled or other.sampled,
         )
 
     @property

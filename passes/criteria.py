@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.ir.units import FROZEN, BoolArray, Contraction, Coupling, Group
-from graphprune.ir.weights import contracted_norms
+from graphprune.ir.weights import contracted_norms, produced_norms
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -34,6 +34,10 @@ class Moments(Protocol):
     def squares(self) -> FloatArray | None:
         """Sum of squares."""
 
+    @property
+    def sampled(self) -> bool:
+        """Whether only a part of the positions was looked at."""
+
 
 Statistics = Mapping[tuple[str, int], Moments]
 """By tensor name and axis."""
@@ -50,7 +54,7 @@ class Scores:
     criteria : tuple of str
         For every group the criterion that its units were scored by.
     dead : ndarray of bool, shape (units,)
-        Units that do nothing: always inactive on the calibration data, or with no weight going in or out.
+        Units that do nothing: inactive at every position of the calibration data, or with no weight going in or out.
     """
 
     values: FloatArray
@@ -150,14 +154,38 @@ def _of(contraction: Contraction, statistics: Statistics) -> Moments | None:
 
 
 def _dead(coupling: Coupling, statistics: Statistics) -> BoolArray:
-    """Units that are inactive on every sample, or whose outgoing weights are all zero."""
-    outgoing = np.zeros(coupling.units)
-    known = np.zeros(coupling.units, dtype=np.bool_)
+    """Units that are inactive at every position of every sample, or have no weight going in or out."""
+    outgoing, consumed = np.zeros(coupling.units), np.zeros(coupling.units, dtype=np.bool_)
+    incoming, made = np.zeros(coupling.units), np.zeros(coupling.units, dtype=np.bool_)
     for contraction in coupling.contractions:
         units = _units(coupling, contraction)
         if units is not None:
-            free = units != FROZEN
-            known[units[free]] = True
-            np.add.at(outgoing, units[free], contracted_norms(coupling.graph, contraction)[free])
+            _note(units, contracted_norms(coupling.graph, contraction), outgoing, consumed)
+        units = coupling.vector(contraction.node.input(contraction.weight), contraction.output_axis)
+        norms = produced_norms(coupling.graph, contraction)
+        if units is not None and norms is not None:
+            _note(units, norms, incoming, made)
     inactive = apoz(coupling, statistics) == 1.0
-    return np.asarray((known & (outgoing == 0)) | inactive)
+    for units, moments in measured(coupling, statistics):
+        if moments.sampled:  # a unit may be active where nobody looked
+            inactive[units[units != FROZEN]] = False
+    constant = made & (incoming == 0) & ~_varies_otherwise(coupling)
+    return np.asarray((consumed & (outgoing == 0)) | inactive | constant)
+
+
+def _note(units: npt.NDArray[np.int64], norms: FloatArray, total: FloatArray, seen: BoolArray) -> None:
+    free = units != FROZEN
+    seen[units[free]] = True
+    np.add.at(total, units[free], norms[free])
+
+
+def _varies_otherwise(coupling: Coupling) -> BoolArray:
+    """Units that something else than a contraction makes: a table that Gather reads, say."""
+    weights = {contraction.node.input(contraction.weight) for contraction in coupling.contractions}
+    sources = {source for name in weights for source in coupling.graph.sources(name)}
+    varies = np.zeros(coupling.units, dtype=np.bool_)
+    for name, tensor in coupling.graph.initializers.items():
+        if name not in sources and np.prod(tensor.dims) > max(tensor.dims, default=1):
+            for ids in coupling.ids.get(name, ()):
+                varies[ids[ids != FROZEN]] = True
+    return varies

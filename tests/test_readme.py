@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from graphprune.cli import prune_command
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INSTALL = "pip install . && "
@@ -74,8 +76,6 @@ def test_the_python_examples_run(checkout: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_options_listed_are_the_options_there_are() -> None:
-    from graphprune.cli import prune_command
-
     there = {name for parameter in prune_command.params for name in parameter.opts if name.startswith("--")}
     listed = set(re.findall(r"`(--[a-z-]+)", README)) | {"--output", "--quiet", "--verbose"}
     assert there <= listed

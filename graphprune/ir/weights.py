@@ -86,6 +86,18 @@ def contracted_norms(graph: Graph, contraction: Contraction) -> FloatArray:
     return np.asarray(squares.reshape(len(squares), contraction.groups, -1).sum(axis=2).T.ravel())
 
 
+def produced_norms(graph: Graph, contraction: Contraction) -> FloatArray | None:
+    """Return the squared norm of the weights that make each output channel.
+
+    Returns
+    -------
+    ndarray of float64, shape (extent of the weight's output axis,), or None
+        None when the second operand is an activation too.
+    """
+    by_position = _by_position(graph, contraction)
+    return None if by_position is None else np.asarray((by_position**2).sum(axis=(0, 2)))
+
+
 def _by_position(graph: Graph, contraction: Contraction) -> FloatArray | None:
     """The weight as [positions of one group, output channels, everything else], by what Gemm scales it with."""
     value = constant_value(graph, contraction.node.input(contraction.weight))

@@ -98,7 +98,7 @@ def check_equivalence(
     EquivalenceError
         When an output differs by more than `TOLERANCES` allow for the model's element type.
     """
-    # As it is written: ONNX Runtime's transpose optimiser, pushing a Transpose through a mask, can break a Pad with axes.
+    # As it is written: ONNX Runtime, pushing a Transpose through a mask, can break a Pad that has an axes input.
     expected = open_session(masked(coupling, removed), threads=threads, optimise=False)
     actual = open_session(pruned, threads=threads)
     names = [value.name for value in expected.get_outputs()]

@@ -112,10 +112,18 @@ def test_large_maps_are_sampled_evenly() -> None:
     data = samples(["N", 3, height, width], 5, TensorProto.FLOAT)
     value = materialise(model, [active], {"x_0": data})[active]
     found = measure(model, Probe(active, 1, zeros=True, squares=True), data)
-    assert_equal(found, value[:, :, ::STRIDE, ::STRIDE], 1)
-    whole, active = network(17, ["N", 3, 32, 32], TensorProto.FLOAT, "Relu")
-    small = data[:, :, :32, :31]
-    small = np.concatenate([small, small[..., :1]], axis=3)
+    assert found.sampled
+    assert found.count == 5 * height * width
+    seen = np.moveaxis(value[:, :, ::STRIDE, ::STRIDE], 1, 0).reshape(3, -1).astype(np.float64)
+    assert found.apoz == pytest.approx((seen <= 0).mean(axis=1), abs=1e-6)
+    assert found.mean == pytest.approx(seen.mean(axis=1), rel=2e-6)
+    assert found.squares == pytest.approx((seen**2).mean(axis=1) * found.count, rel=2e-6)
+
+
+def test_maps_up_to_the_limit_are_measured_whole() -> None:
+    size = int(LARGE**0.5)
+    whole, active = network(17, ["N", 3, size, size], TensorProto.FLOAT, "Relu")
+    small = samples(["N", 3, size, size], 5, TensorProto.FLOAT)
     value = materialise(whole, [active], {"x_0": small})[active]
     assert_equal(measure(whole, Probe(active, 1, zeros=True, squares=True), small), value, 1)
 

@@ -153,12 +153,18 @@ def test_feeds_run_in_onnxruntime() -> None:
     assert list(results[0][3]) == ["a", "bc"]
 
 
-@pytest.mark.parametrize("name", ["x", "whatever"])
+@pytest.mark.parametrize("name", ["x", "arr_0"])
 def test_npz(tmp_path: Path, name: str) -> None:
     (tmp_path / "calib.npz").write_bytes(npz({name: rows(7, 3)}))
     source = open_source(str(tmp_path / "calib.npz"), [X])
     assert source.real
     assert sizes(source, batch_size=4) == [4, 3]
+
+
+def test_a_single_array_of_another_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "calib.npz").write_bytes(npz({"whatever": rows(7, 3)}))
+    with pytest.raises(CalibrationError, match="whatever"):
+        open_source(str(tmp_path / "calib.npz"), [X])
 
 
 def test_npy_is_mapped(tmp_path: Path) -> None:
@@ -307,12 +313,10 @@ def test_a_folder_of_images_declares_its_preprocessing(images: Path) -> None:
     specs = [spec("x", ("N", 3, 4, 5))]
     (images / "preprocessing.toml").write_text('mean = [0.5]\nstd = [0.25]\nchannel_order = "BGR"\n')
     declared = ImagePreprocessing(mean=(0.5,), std=(0.25,), channel_order="BGR")
-    for own, given in zip(
-        open_source(images, specs).batches(2),
-        open_source(images, specs, preprocessing=declared).batches(2),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(own["x"], given["x"])
+    own = open_source(images, specs).batches(2)
+    explicit = open_source(images, specs, preprocessing=declared).batches(2)
+    for left, right in zip(own, explicit, strict=True):
+        np.testing.assert_array_equal(left["x"], right["x"])
 
 
 @pytest.mark.parametrize(

@@ -133,14 +133,14 @@ def test_a_node_without_a_name_is_called_by_its_output() -> None:
 def test_a_skeleton_has_the_shape_constants_and_not_the_weights() -> None:
     net = Net()
     data = net.input(["N", 4])
-    made = net.reshape(net.linear(data, 6), [0, 2, 3], ["N", 2, 3])
+    made = net.reshape(net.linear(data, 18), [0, 6, 3], ["N", 6, 3])
     model = net.build(made)
     bare = skeleton(model)
     assert [t.name for t in bare.graph.initializer] == ["shape"]
     assert {v.name for v in bare.graph.input} == {data, "w_0", "b_0"}
     assert bare.ByteSize() < model.ByteSize()
     assert len(model.graph.initializer) == 3, "the model itself was changed"
-    assert [d.dim_value for d in infer_shapes(model).graph.output[0].type.tensor_type.shape.dim[1:]] == [2, 3]
+    assert [d.dim_value for d in infer_shapes(model).graph.output[0].type.tensor_type.shape.dim[1:]] == [6, 3]
 
 
 def test_a_graph_whose_shapes_cannot_be_inferred_is_a_model_error() -> None:

@@ -179,6 +179,41 @@ def test_units_that_are_never_active_and_units_that_nobody_reads_are_dead() -> N
     assert dead_units(replaced(model, **arrays), "w_0") == []
 
 
+def test_a_unit_without_incoming_weights_is_constant_and_dead() -> None:
+    net = Net()
+    hidden = net.relu(net.gemm(net.input(["N", 4]), 5))
+    model = net.build(net.gemm(hidden, 3))
+    arrays = editable(model)
+    arrays["w_0"][2], arrays["b_0"][2] = 0, 0.7  # active, and always the same
+    assert dead_units(replaced(model, **arrays), "w_0") == [2]
+
+
+def test_a_unit_that_a_table_makes_too_is_not_constant() -> None:
+    net = Net()
+    table = net.initializer(net.random.normal(size=(1, 3, 5)), "table")
+    hidden = net.add(net.linear(net.input(["N", 3, 4]), 5, bias=False), table)
+    model = net.build(net.linear(net.relu(hidden), 3))
+    arrays = editable(model)
+    arrays["w_0"][:, 2] = 0
+    arrays["table"][:, :, 2] = [0.1, 0.2, 0.3]
+    coupling, scores = scored(replaced(model, **arrays), feeds(model, 3, 11))
+    assert not scores.dead[units_on(coupling, "w_0", 1)].any()
+
+
+def test_a_unit_active_where_a_sampled_map_was_not_looked_at_is_alive() -> None:
+    net = Net()
+    data = net.input(["N", 2, 40, 40])
+    model = net.build(net.conv(net.relu(net.conv(data, 4, 1)), 3, 1))
+    arrays = editable(model)
+    arrays["w_0"][1], arrays["b_0"][1] = 1.0, -0.5
+    samples = {data: np.zeros((8, 2, 40, 40), np.float32)}
+    samples[data][:, :, 1::3, 1::3] = 1.0  # off the grid of every third row and column
+    coupling, scores = scored(replaced(model, **arrays), samples)
+    unit = units_on(coupling, "w_0", 0)[1]
+    assert scores.values[unit] == 1.0
+    assert not scores.dead[unit]
+
+
 def test_a_unit_that_one_of_two_consumers_does_not_read_is_alive() -> None:
     net = Net()
     hidden = net.relu(net.gemm(net.input(["N", 4]), 5))

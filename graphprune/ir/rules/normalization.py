@@ -2,8 +2,8 @@
 
 BatchNormalization is y[n, c] = scale[c] * (x[n, c] - mean[c]) / sqrt(var[c] + epsilon) + b[c]: channel by channel.
 InstanceNormalization does the same with the mean and variance of each sample's own channel, over its spatial axes.
-LRN divides by a sum over neighbouring channels, LayerNormalization and GroupNormalization normalise over all channels or
-groups of them, so removing one would change the others: frozen.
+LRN divides by a sum over neighbouring channels, LayerNormalization and GroupNormalization normalise over all channels
+or groups of them, so removing one would change the others: frozen.
 
 References: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html, https://onnx.ai/onnx/operators/onnx__LRN.html
 """

@@ -1,7 +1,7 @@
 """Expand, Tile, ConstantOfShape: positions that repeat others, or are all alike.
 
-Positions made by repeating one position, or filled with one value, are all alike: any of them may go, so they get ids of
-their own, and the constant that says how many is patched. Tile repeats ids as it repeats data.
+Positions made by repeating one position, or filled with one value, are all alike: any of them may go, so they get ids
+of their own, and the constant that says how many is patched. Tile repeats ids as it repeats data.
 
 References: https://onnx.ai/onnx/operators/onnx__Expand.html, onnx__Tile.html, onnx__ConstantOfShape.html
 """

@@ -1,9 +1,9 @@
 """Resize, Upsample, DepthToSpace, SpaceToDepth.
 
 Resize and Upsample leave an axis whose extent does not change position by position; every other axis is frozen.
-DepthToSpace lays b*b channels onto b x b neighbouring positions of one channel, so these go together: in mode DCR channel
-c of the output comes from channels c, c + C', c + 2C', .. (C' output channels), in mode CRD from c*b*b .. c*b*b + b*b - 1.
-SpaceToDepth is its reverse in mode DCR: output channels c, c + C, c + 2C, .. all come from input channel c.
+DepthToSpace lays b*b channels onto b x b neighbouring positions of one channel, so these go together: in mode DCR
+channel c of the output comes from channels c, c + C', c + 2C', .. (C' output channels), in mode CRD from c*b*b to
+c*b*b + b*b - 1. SpaceToDepth is its reverse in mode DCR: output channels c, c + C, c + 2C, .. come from channel c.
 
 References: https://onnx.ai/onnx/operators/onnx__Resize.html, onnx__DepthToSpace.html, onnx__SpaceToDepth.html
 """
