@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 from graphprune.calib.stats import FloatArray, Moments
 from graphprune.ir.graph import Graph, Shape
-from graphprune.ir.model import list_initializers
+from graphprune.ir.tensors import list_initializers
 
 PREFIX = "graphprune_probe"
 HUGE = 1e30

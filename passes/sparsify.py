@@ -9,7 +9,7 @@ import onnx
 from graphprune.errors import TargetError
 from graphprune.ir.cost import count_nonzero
 from graphprune.ir.graph import Graph
-from graphprune.ir.model import array, replace_values
+from graphprune.ir.tensors import array, replace_values
 from graphprune.ir.units import Contraction
 
 Zeros = dict[str, npt.NDArray[np.int64]]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from graphprune.errors import ModelError
 from graphprune.finetune import graph
 from graphprune.finetune.tensors import store
-from graphprune.ir.model import Model, float_tensors, from_proto, load, save
+from graphprune.ir.model import Model, from_proto, load, save
+from graphprune.ir.tensors import float_tensors
 
 
 class GraphModule(nn.Module):

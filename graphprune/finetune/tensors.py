@@ -9,7 +9,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from graphprune.errors import ModelError
-from graphprune.ir.model import array
+from graphprune.ir.tensors import array
 
 TORCH_TYPES: dict[int, torch.dtype] = {
     TensorProto.BFLOAT16: torch.bfloat16,

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 
 from graphprune.ir.edit import set_input
 from graphprune.ir.graph import Graph, Node
-from graphprune.ir.model import array, list_initializers, replace_values
+from graphprune.ir.tensors import array, list_initializers, replace_values
 
 FloatArray = npt.NDArray[np.float64]
 

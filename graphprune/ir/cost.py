@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from graphprune.ir.graph import Graph, Node, Shape
-from graphprune.ir.model import FLOAT_TYPES, array
+from graphprune.ir.tensors import FLOAT_TYPES, array
 from graphprune.ir.units import BoolArray, Coupling
 
 

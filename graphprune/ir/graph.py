@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from graphprune.errors import ModelError
-from graphprune.ir.model import FLOAT_TYPES, array
+from graphprune.ir.tensors import FLOAT_TYPES, array
 
 Dim = int | str | None
 """One extent of a shape: a number, a symbol, or nothing known."""

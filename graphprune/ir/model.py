@@ -5,33 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import external_data_helper, numpy_helper
+from onnx import external_data_helper
 
 from graphprune.errors import ModelError, RecipeError
+from graphprune.ir.tensors import FLOAT_TYPES, all_tensors
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message can hold; a larger model must keep its weights in external data."""
-
-FLOAT_TYPES = frozenset(
-    {
-        onnx.TensorProto.FLOAT,
-        onnx.TensorProto.FLOAT16,
-        onnx.TensorProto.BFLOAT16,
-        onnx.TensorProto.DOUBLE,
-    }
-)
-"""Element types whose initializers count as weights."""
-
-FIRST_WITHOUT_INPUTS = 4
-"""Since this IR version initializers need not be listed as graph inputs."""
 
 
 @dataclass(frozen=True)
@@ -230,42 +216,6 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
         raise RecipeError("the report cannot be written", where=str(path), why=str(error)) from error
 
 
-def float_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Return the main graph's float initializers and float Constant nodes, by tensor name."""
-    found = {t.name: t for t in proto.graph.initializer if t.data_type in FLOAT_TYPES}
-    for node in proto.graph.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            for attribute in node.attribute:
-                if attribute.name == "value" and attribute.t.data_type in FLOAT_TYPES:
-                    found[node.output[0]] = attribute.t
-    return found
-
-
-def list_initializers(proto: onnx.ModelProto) -> int:
-    """List every initializer as a graph input, as IR versions before 4 demand; return how many were missing."""
-    if proto.ir_version >= FIRST_WITHOUT_INPUTS:
-        return 0
-    listed = {value.name for value in proto.graph.input}
-    missing = [tensor for tensor in proto.graph.initializer if tensor.name not in listed]
-    proto.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in missing)
-    return len(missing)
-
-
-def array(tensor: onnx.TensorProto) -> npt.NDArray[np.generic]:
-    """Return the values of a tensor whose data is in memory (bfloat16 as ``ml_dtypes.bfloat16``)."""
-    return np.asarray(numpy_helper.to_array(tensor))
-
-
-def replace_values(tensor: onnx.TensorProto, values: npt.NDArray[np.generic]) -> None:
-    """Give a tensor other values, of the same element type; its name and notes stay."""
-    replacement = numpy_helper.from_array(values, tensor.name)
-    if replacement.data_type != tensor.data_type:
-        raise TypeError(f"{tensor.name} does not hold values of type {values.dtype}")
-    replacement.doc_string = tensor.doc_string
-    replacement.metadata_props.extend(tensor.metadata_props)
-    tensor.CopyFrom(replacement)
-
-
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
@@ -296,7 +246,7 @@ def _check(model: onnx.ModelProto | Path, where: str) -> None:
 
 def _check_sizes(proto: onnx.ModelProto, where: str) -> None:
     """Refuse weights with more or less data than their shape says, which the checker lets pass."""
-    for tensor in _tensors(proto):
+    for tensor in all_tensors(proto):
         if tensor.data_type in FLOAT_TYPES and tensor.HasField("raw_data"):
             size = int(np.prod(tensor.dims, dtype=np.int64))
             if len(tensor.raw_data) != size * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize:
@@ -310,23 +260,7 @@ def _check_sizes(proto: onnx.ModelProto, where: str) -> None:
 
 def _external_files(proto: onnx.ModelProto, folder: Path) -> list[Path]:
     names: dict[str, None] = {}
-    for tensor in _tensors(proto):
+    for tensor in all_tensors(proto):
         if external_data_helper.uses_external_data(tensor):
             names[next((entry.value for entry in tensor.external_data if entry.key == "location"), "")] = None
     return [folder / name for name in names]
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of the model, those of subgraphs and Constant nodes included."""
-    graphs = [proto.graph]
-    while graphs:
-        graph = graphs.pop()
-        yield from graph.initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                graphs.extend(attribute.graphs)

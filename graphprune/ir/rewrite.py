@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from graphprune.ir.edit import set_input
 from graphprune.ir.folding import constant_values
 from graphprune.ir.graph import DEFAULT_DOMAINS, Graph, Node
-from graphprune.ir.model import FIRST_WITHOUT_INPUTS, array, list_initializers, replace_values
+from graphprune.ir.tensors import FIRST_WITHOUT_INPUTS, array, list_initializers, replace_values
 
 
 def constants_to_initializers(proto: onnx.ModelProto) -> int:

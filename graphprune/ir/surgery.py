@@ -8,8 +8,8 @@ import onnx
 
 from graphprune.ir.edit import Edit, kept_extents
 from graphprune.ir.graph import Graph, Node
-from graphprune.ir.model import array, list_initializers, replace_values
 from graphprune.ir.rules import RULES
+from graphprune.ir.tensors import array, list_initializers, replace_values
 from graphprune.ir.units import BoolArray, Coupling
 
 Kept = dict[str, dict[int, list[int] | list[list[int]]]]

@@ -8,7 +8,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from graphprune.ir.graph import Graph
-from graphprune.ir.model import array
+from graphprune.ir.tensors import array
 from graphprune.ir.units import Contraction
 
 FloatArray = npt.NDArray[np.float64]

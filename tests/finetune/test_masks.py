@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from graphprune.errors import ModelError, RecipeError  # noqa: E402
 from graphprune.finetune import Masks, to_onnx, to_torch  # noqa: E402
-from graphprune.ir.model import array  # noqa: E402
+from graphprune.ir.tensors import array  # noqa: E402
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=1e-2),

@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch")
 
 from graphprune.errors import GraphPruneError, ModelError, RecipeError, UnsupportedOperatorError  # noqa: E402
 from graphprune.finetune import to_onnx, to_torch  # noqa: E402
-from graphprune.ir.model import array, float_tensors, from_proto, save  # noqa: E402
+from graphprune.ir.model import from_proto, save  # noqa: E402
+from graphprune.ir.tensors import array, float_tensors  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 

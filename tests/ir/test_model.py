@@ -13,18 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.errors import GraphPruneError, ModelError, RecipeError
-from graphprune.ir.model import (
-    array,
-    fingerprint,
-    float_tensors,
-    from_proto,
-    list_initializers,
-    load,
-    replace_values,
-    save,
-    write_text,
-)
+from graphprune.ir.model import fingerprint, from_proto, load, save, write_text
 from graphprune.ir.surgery import remove
+from graphprune.ir.tensors import array, float_tensors, list_initializers, replace_values
 from tests.nets import Net
 from tests.oracles import assert_close, coupled, feeds, random_removal, run, values
 
