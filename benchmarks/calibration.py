@@ -51,7 +51,7 @@ def main() -> None:
 
 def calibration_cost(model: str, calibration: str | None, threads: int, rounds: int, batch: int) -> None:
     original = as_model(model)
-    coupling = couple(Graph(canonicalize(original.proto, fold_weights=True)))
+    coupling = couple(Graph(canonicalize(original.proto)))
     probes = probes_for(coupling)
     source = open_source(calibration, input_specs(original.proto))
 

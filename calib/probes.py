@@ -19,10 +19,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from graphprune.calib.stats import FloatArray, Moments
+from graphprune.errors import ModelError
 from graphprune.ir.graph import Graph, Shape
 from graphprune.ir.tensors import list_initializers
 
 PREFIX = "graphprune_probe"
+FIRST_BROADCASTING = 7
+"""The operator set since which operators broadcast as numpy does; ONNX Runtime promises to run none before."""
 HUGE = 1e30
 """Lifts every positive activation above 1 that is at least 1e-30."""
 
@@ -111,7 +114,18 @@ def probed(graph: Graph, probes: Sequence[Probe]) -> tuple[onnx.ModelProto, list
     model : onnx.ModelProto
     placed : list of Placed
         Where to read each probe.
+
+    Raises
+    ------
+    ModelError
+        When the model's operator set does not broadcast as numpy does.
     """
+    if graph.opset < FIRST_BROADCASTING:
+        raise ModelError(
+            f"operator set {graph.opset} is not supported",
+            why=f"operators broadcast, and ONNX Runtime is made, from operator set {FIRST_BROADCASTING} on",
+            hint="onnx.version_converter.convert_version(model, 13) brings the model to a later one",
+        )
     result = onnx.ModelProto()
     result.CopyFrom(graph.proto)
     del result.graph.output[:]

@@ -78,12 +78,13 @@ _gates = _options(
 )
 
 
-def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> str | None:
     if value is not None:
         given = read_recipe(value)
         if "recover" in given:
             given["no_recover"] = not given.pop("recover")
         ctx.default_map = {**(ctx.default_map or {}), **given}
+    return value
 
 
 @cli.command("prune")
@@ -104,9 +105,9 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> N
 @click.option("--report", "report_path", type=click.Path(dir_okay=False), help="Ledger; default MODEL.pruned.json.")
 @click.option(
     "--recipe",
+    "recipe_path",
     type=existing_file,
     is_eager=True,
-    expose_value=False,
     callback=_load_recipe,
     help="TOML file with defaults for these options.",
 )
@@ -116,13 +117,20 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> N
 @_json
 @_verbosity
 def prune_command(
-    model: str, calib: str | None, output: str | None, report_path: str | None, as_json: bool, quiet: bool, **given: Any
+    model: str,
+    calib: str | None,
+    output: str | None,
+    report_path: str | None,
+    recipe_path: str | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Prune MODEL and write the smaller model and its ledger."""
     verbose = given.pop("verbose")
     recipe = Recipe(recover=not given.pop("no_recover"), structural=_share(given.pop("structural")), **given)
     loaded = as_model(model)
-    paths = check_output(loaded, output, report_path)
+    paths = check_output(loaded, output, report_path, [path for path in (calib, recipe_path) if path])
     with _progress(quiet) as progress:
         pruned, ledger = prune(loaded, recipe, calib, progress=progress)
     ledger = write(pruned, ledger, loaded, *paths)
@@ -193,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was written", err=True)
+        click.echo("interrupted; no file was left half-written", err=True)
         code = INTERRUPTED
     except GraphPruneError as error:
         _show(error, f"error: {error}", verbose)

@@ -24,8 +24,9 @@ from graphprune.ir.units import BoolArray, Coupling
 from graphprune.passes import compensate, sparsify, trim
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.criteria import Scores, score
+from graphprune.passes.fold import fold
 from graphprune.recipe import Recipe
-from graphprune.verify.equivalence import check_equivalence
+from graphprune.verify.equivalence import check_canonical, check_equivalence
 from graphprune.verify.fidelity import Fidelity, RelativeError, compare_outputs
 from graphprune.verify.gate import drop
 from graphprune.verify.latency import Latency, compare_latency
@@ -107,12 +108,17 @@ def _sparsify(draft: Draft, analysis: Analysis, removed: BoolArray, recipe: Reci
     if recipe.target is None:
         return draft
     names = sparsify.zeroable(analysis.coupling.graph, analysis.coupling.contractions)
-    zeros = sparsify.plan(draft.model, names, weights_before=analysis.weights_before, target=recipe.target)
+    final = fold(draft.model) if recipe.recover else draft.model
+    zeros = sparsify.plan(draft.model, names, weights_before=analysis.weights_before, target=recipe.target, final=final)
     sparsify.apply(draft.model, zeros)
     return replace(draft, zeroed={name: len(indices) for name, indices in zeros.items()})
 
 
-PASSES = (Pass("trim", _trim), Pass("compensate", _compensate), Pass("sparsify", _sparsify))
+def _fold(draft: Draft, analysis: Analysis, removed: BoolArray, recipe: Recipe) -> Draft:
+    return replace(draft, model=fold(draft.model)) if recipe.recover else draft
+
+
+PASSES = (Pass("trim", _trim), Pass("compensate", _compensate), Pass("sparsify", _sparsify), Pass("fold", _fold))
 """What makes the result of the canonical model, in order."""
 
 
@@ -133,9 +139,18 @@ class Stopwatch:
 def analyse(
     original: Model, recipe: Recipe, source: Source, watch: Stopwatch, progress: Callable[[int], None] | None = None
 ) -> Analysis:
-    """Bring the model into canonical form, couple it, and measure its activations."""
+    """Bring the model into canonical form, couple it, and measure its activations.
+
+    Raises
+    ------
+    ModelError
+        When the model cannot be used: its graph contradicts itself, or its outputs are random or not numbers.
+    """
     with watch.time("canonicalize"):
-        canonical = canonicalize(original.proto, fold_weights=recipe.recover)
+        canonical = canonicalize(original.proto)
+    with watch.time("check"):
+        batch = next(iter(source.batches(BATCH_SIZE)))
+        check_canonical(original.path or original.proto, canonical, batch)
     with watch.time("couple"):
         coupling = couple(Graph(canonical))
     with watch.time("calibrate"):
@@ -216,8 +231,9 @@ def verify(
     before = original.path or original.proto
     # The weights are changed by later passes in place, so the removal is made again for the proof.
     trimmed, _ = remove(analysis.coupling, removed)
+    batch = next(iter(source.batches(BATCH_SIZE)))
     return Verification(
-        equivalence=check_equivalence(analysis.coupling, removed, trimmed, next(iter(source.batches(BATCH_SIZE)))),
+        equivalence=check_equivalence(analysis.coupling, removed, trimmed, batch),
         fidelity=compare_outputs(before, result, source.subset(FIDELITY_SAMPLES).batches(BATCH_SIZE)),
         latency=compare_latency(before, result, feeds, threads=recipe.threads, runs=recipe.runs, seed=recipe.seed),
     )

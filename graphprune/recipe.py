@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,9 +40,9 @@ class Recipe:
     max_latency_ratio, max_drop : float or None
         Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]).
     threads : int
-        Threads of the latency runs, at least 1.
+        Threads of the latency runs, from 1 to 1024.
     runs : int
-        Latency runs of each model, at least 2.
+        Latency runs of each model, from 2 to 1,000,000.
     seed : int
         Of everything random, at least 0.
 
@@ -67,7 +67,9 @@ class Recipe:
         if self.target is None and self.channels is None:
             raise RecipeError("nothing is asked for", hint="give --target, --channels, or both")
         for field in fields(self):
-            _demand(field.name, getattr(self, field.name))
+            value = getattr(self, field.name)
+            _demand(field.name, value)
+            object.__setattr__(self, field.name, _plain(value))
         if self.structural != "auto":
             if self.target is None:
                 raise RecipeError("--structural is a share of --target", hint="give --target as well")
@@ -121,23 +123,31 @@ def _option(name: str) -> str:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of any kind, NumPy's for example, as Python's own; anything else as it is."""
+    return int(value) if _whole(value) else float(value) if _number(value) else value
 
 
 _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
     "channels": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
-    "structural": (lambda value: value == "auto" or (_number(value) and 0 <= value <= 1), '"auto", or from 0 to 1'),
-    "criterion": (lambda value: value in CRITERIA, f"one of {CRITERIA}"),
+    "structural": (
+        lambda value: 0 <= value <= 1 if _number(value) else isinstance(value, str) and value == "auto",
+        '"auto", or from 0 to 1',
+    ),
+    "criterion": (lambda value: isinstance(value, str) and value in CRITERIA, f"one of {CRITERIA}"),
     "recover": (lambda value: isinstance(value, bool), "true or false"),
-    "max_latency_ratio": (lambda value: _number(value) and value > 0, "above 0"),
+    "max_latency_ratio": (lambda value: _number(value) and 0 < value <= sys.float_info.max, "above 0"),
     "max_drop": (lambda value: _number(value) and 0 <= value <= 1, "from 0 to 1"),
-    "threads": (lambda value: _whole(value) and value >= 1, "a whole number, at least 1"),
-    "runs": (lambda value: _whole(value) and value >= 2, "a whole number, at least 2"),
+    "threads": (lambda value: _whole(value) and 1 <= value <= 1024, "a whole number from 1 to 1024"),
+    "runs": (lambda value: _whole(value) and 2 <= value <= 1_000_000, "a whole number from 2 to 1000000"),
     "seed": (lambda value: _whole(value) and value >= 0, "a whole number, at least 0"),
 }
 

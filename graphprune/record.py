@@ -24,6 +24,7 @@ from graphprune.ledger import (
     WeightRecord,
 )
 from graphprune.passes import trim
+from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.choice import CROSSING, queues
 from graphprune.pipeline import Analysis, Draft, Stopwatch, Verification
 from graphprune.recipe import Recipe
@@ -71,7 +72,7 @@ def record(
         versions=_versions(),
         calibration=calibration_record(source),
         weights=weights,
-        macs=Change(count_macs(analysis.coupling.graph.proto, shapes), count_macs(draft.model, shapes)),
+        macs=Change(count_macs(analysis.coupling.graph.proto, shapes), count_macs(canonicalize(draft.model), shapes)),
         bytes=Change(original.file_bytes, size),
         kept={name: {str(axis): kept for axis, kept in axes.items()} for name, axes in draft.kept.items()},
         zeroed=draft.zeroed,
@@ -80,7 +81,7 @@ def record(
         latency=verification.latency,
         equivalence=verification.equivalence,
         fidelity=verification.fidelity,
-        gates=_gates(recipe, weights, verification),
+        gates=gates_of(recipe, weights, verification),
         notes=[*notes(source), *_held_back(analysis, removed, recipe)],
         seconds={name: round(value, 4) for name, value in watch.seconds.items()},
     )
@@ -103,13 +104,16 @@ def group_records(analysis: Analysis, removed: BoolArray) -> list[GroupRecord]:
     ]
 
 
-def _gates(recipe: Recipe, weights: WeightRecord, verification: Verification) -> list[Gate]:
+def gates_of(recipe: Recipe, weights: WeightRecord, verification: Verification) -> list[Gate]:
+    """Decide the gates: the target, what was asked for, and finite outputs wherever the original's are."""
     gates = check_gates(
         max_latency_ratio=recipe.max_latency_ratio,
         latency=verification.latency,
         max_drop=recipe.max_drop,
         fidelity=verification.fidelity,
     )
+    if verification.fidelity.nonfinite:
+        gates = (*gates, Gate("nonfinite-outputs", 0, verification.fidelity.nonfinite, ok=False))
     if recipe.target is None:
         return list(gates)
     return [Gate("target", recipe.target, weights.sparsity, weights.sparsity >= recipe.target), *gates]

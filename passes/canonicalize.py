@@ -1,7 +1,7 @@
 """Bring a graph into the one form that the other passes expect, without changing what it computes.
 
 Constant nodes become initializers, initializers are taken off the graph inputs, shape arithmetic is folded, identities
-and dead nodes go. Where the kept weights may change, BatchNormalization is folded into the convolution before it.
+and dead nodes go. Every weight keeps its name and stays bit-identical.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ import onnx
 from graphprune.ir import rewrite
 
 
-def canonicalize(proto: onnx.ModelProto, *, fold_weights: bool) -> onnx.ModelProto:
+def canonicalize(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the canonical form of a model.
 
     Parameters
     ----------
     proto : onnx.ModelProto
         Not changed.
-    fold_weights : bool
-        Whether weights may be computed anew (BatchNormalization folded). Otherwise every weight keeps its name and
-        stays bit-identical.
 
     Returns
     -------
@@ -37,9 +34,6 @@ def canonicalize(proto: onnx.ModelProto, *, fold_weights: bool) -> onnx.ModelPro
     rewrite.unlist_initializers(result)
     rewrite.fold_constants(result)
     rewrite.remove_identities(result)
-    if fold_weights:
-        while rewrite.fold_batch_normalization(result):  # one may stand behind another
-            pass
     rewrite.drop_dead(result)
     rewrite.unlist_initializers(result)
     return result

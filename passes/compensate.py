@@ -56,7 +56,9 @@ def plan(coupling: Coupling, removed: BoolArray, statistics: Statistics) -> dict
         matrix = contracted_matrix(coupling.graph, contraction)
         if units is None or matrix is None or not gone[units].any():
             continue
-        missing = statistics[name, axis].mean[gone[units]] @ matrix[gone[units]]
+        mean = statistics[name, axis].mean[gone[units]]
+        # A mean that overflowed says nothing that a bias could hold.
+        missing = np.where(np.isfinite(mean), mean, 0.0) @ matrix[gone[units]]
         output = contraction.node.outputs[0]
         channels = coupling.vector(output, _channel_axis(coupling, output))
         deltas[output] = missing if channels is None else missing[~gone[channels]]

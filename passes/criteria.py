@@ -92,14 +92,15 @@ def apoz(coupling: Coupling, statistics: Statistics) -> FloatArray:
     """Average percentage of zeros (Hu et al. 2016, Network Trimming, equation 1), as a fraction in [0, 1].
 
     Over all samples and all positions that carry the unit in the tensors that its consumers read, where these come
-    from a ReLU-like operator; NaN for a unit without such a tensor.
+    from a ReLU-like operator; NaN for a unit that is read from another, or not at all.
     """
     zeros, count = np.zeros(coupling.units), np.zeros(coupling.units)
     for units, moments in measured(coupling, statistics):
-        if moments.zeros is not None:
-            free = units != FROZEN
-            np.add.at(zeros, units[free], moments.zeros[free])
-            np.add.at(count, units[free], float(moments.count))
+        free = units != FROZEN
+        # A unit that is read elsewhere without a rectifier can be at work there while it is zero here.
+        counted = np.full(len(units), np.nan) if moments.zeros is None else moments.zeros
+        np.add.at(zeros, units[free], counted[free])
+        np.add.at(count, units[free], float(moments.count))
     return np.asarray(np.divide(zeros, count, out=np.full(coupling.units, np.nan), where=count > 0))
 
 
@@ -166,8 +167,9 @@ def _dead(coupling: Coupling, statistics: Statistics) -> BoolArray:
         if units is not None and norms is not None:
             _note(units, norms, incoming, made)
     inactive = apoz(coupling, statistics) == 1.0
-    for units, moments in measured(coupling, statistics):
-        if moments.sampled:  # a unit may be active where nobody looked
+    for contraction in coupling.contractions:
+        units, moments = _units(coupling, contraction), _of(contraction, statistics)
+        if units is not None and (moments is None or moments.sampled):  # it may be active where nobody looked
             inactive[units[units != FROZEN]] = False
     constant = made & (incoming == 0) & ~_varies_otherwise(coupling)
     return np.asarray((consumed & (outgoing == 0)) | inactive | constant)

@@ -8,9 +8,12 @@ import onnx
 
 from graphprune.errors import TargetError
 from graphprune.ir.cost import count_nonzero
-from graphprune.ir.graph import Graph
+from graphprune.ir.graph import Graph, Node
 from graphprune.ir.tensors import array, replace_values
 from graphprune.ir.units import Contraction
+
+MOVERS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that move a tensor whole."""
 
 Zeros = dict[str, npt.NDArray[np.int64]]
 """By initializer, flat indices of the weights to zero."""
@@ -32,19 +35,52 @@ def allowed_nonzero(weights_before: int, target: float) -> int:
 
 
 def zeroable(graph: Graph, contractions: tuple[Contraction, ...]) -> list[str]:
-    """Return the initializers whose weights may be zeroed: those of two axes and more that contractions multiply by.
+    """Return the initializers whose weights may be zeroed.
 
-    Biases and norm parameters are never zeroed.
+    Those of two axes and more that contractions multiply by and nothing else reads, at most moved on the way: what a
+    weight is computed from (the direction and length of weight normalisation) is not. Biases and norm parameters are
+    never zeroed.
     """
+    operands = {(c.node.index, c.weight) for c in contractions}
     found: dict[str, None] = {}
     for contraction in contractions:
         for name in graph.sources(contraction.node.input(contraction.weight)):
-            if len(graph.initializers[name].dims) > 1:
+            if len(graph.initializers[name].dims) > 1 and _only_multiplied(graph, name, operands):
                 found[name] = None
     return list(found)
 
 
-def plan(proto: onnx.ModelProto, names: list[str], *, weights_before: int, target: float) -> Zeros:
+def _only_multiplied(graph: Graph, name: str, operands: set[tuple[int, int]]) -> bool:
+    """Whether all that becomes of a tensor, moved or scaled or not, is the weight of a contraction."""
+    if name in graph.outputs:
+        return False
+    for node in graph.consumers.get(name, []):
+        slots = [slot for slot, read in enumerate(node.inputs) if read == name]
+        if name in node.captured:
+            return False
+        if _keeps_zeros(graph, node, name, slots):
+            multiplied = all(_only_multiplied(graph, output, operands) for output in node.outputs if output)
+        else:
+            multiplied = all((node.index, slot) in operands for slot in slots)
+        if not multiplied:
+            return False
+    return True
+
+
+def _keeps_zeros(graph: Graph, node: Node, name: str, slots: list[int]) -> bool:
+    """Whether a zero of the tensor becomes one zero of the output: it is moved, or scaled without being repeated."""
+    scaled = slots == [0] if node.op == "Div" else node.op == "Mul" and len(slots) == 1
+    return (node.op in MOVERS and slots == [0]) or (scaled and graph.shape(name) == graph.shape(node.outputs[0]))
+
+
+def plan(
+    proto: onnx.ModelProto,
+    names: list[str],
+    *,
+    weights_before: int,
+    target: float,
+    final: onnx.ModelProto | None = None,
+) -> Zeros:
     """Choose the fewest weights to zero, smallest magnitudes of all first.
 
     Parameters
@@ -56,6 +92,8 @@ def plan(proto: onnx.ModelProto, names: list[str], *, weights_before: int, targe
         Weights of the original model.
     target : float
         Fraction of them that must be gone, in [0, 1).
+    final : onnx.ModelProto, optional
+        What later passes will make of the model; what is 0 there counts as zero. The model itself by default.
 
     Returns
     -------
@@ -67,11 +105,13 @@ def plan(proto: onnx.ModelProto, names: list[str], *, weights_before: int, targe
     TargetError
         When zeroing all that may be zeroed is not enough.
     """
+    final = proto if final is None else final
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    later = {tensor.name: tensor for tensor in final.graph.initializer}
     names = [name for name in names if name in tensors]
-    magnitudes = [_magnitudes(tensors[name]) for name in names]
+    magnitudes = [np.where(_magnitudes(later[name]) == 0, 0, _magnitudes(tensors[name])) for name in names]
     flat = np.concatenate(magnitudes) if magnitudes else np.empty(0, np.float32)
-    nonzero = count_nonzero(proto)
+    nonzero = count_nonzero(final)
     needed = nonzero - allowed_nonzero(weights_before, target)
     already = int((flat == 0).sum())
     if not weights_before and target > 0:
@@ -81,8 +121,10 @@ def plan(proto: onnx.ModelProto, names: list[str], *, weights_before: int, targe
     if needed > len(flat) - already:
         reachable = 1 - (nonzero - (len(flat) - already)) / weights_before
         raise TargetError(
-            f"the target {target} cannot be reached: biases and norm parameters are never zeroed",
+            f"the target {target} cannot be reached",
             reachable=reachable,
+            why=f"only {len(flat):,} of {weights_before:,} weights are multiplied by known operators and read by "
+            "nothing else; biases and norm parameters are never zeroed",
             hint=f"the most that can be reached is --target {np.floor(reachable * 1e4) / 1e4}; "
             "remove more units (--channels, --structural 1) or lower --target",
         )

@@ -40,7 +40,7 @@ def materialise(model: onnx.ModelProto, names: Sequence[str], inputs: Mapping[st
 
 def measured(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> tuple[Coupling, dict[Key, Moments]]:
     """Couple the canonical form of a model, weights as they are, and measure it on these samples."""
-    coupling = couple(Graph(canonicalize(model, fold_weights=False)))
+    coupling = couple(Graph(canonicalize(model)))
     source = open_source(dict(inputs), input_specs(model))
     return coupling, calibrate(coupling.graph, probes_for(coupling), source, threads=1)
 

@@ -211,7 +211,7 @@ def assert_untouched(coupling: Coupling) -> None:
 
 def coupled(model: onnx.ModelProto) -> Coupling:
     """Couple the canonical form of a model."""
-    return couple(Graph(canonicalize(model, fold_weights=False)))
+    return couple(Graph(canonicalize(model)))
 
 
 def units_on(coupling: Coupling, name: str, axis: int) -> list[int]:

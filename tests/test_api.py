@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -352,8 +353,11 @@ def test_compare_counts_both_models() -> None:
 def test_models_of_other_inputs_cannot_be_compared() -> None:
     net = Net()
     other = net.build(net.gemm(net.input(["N", 7], "other"), 5))
-    with pytest.raises(ModelError):
-        compare(as_model(MODEL), as_model(other), recipe(target=0.0), CALIB)
+    resized = copy.deepcopy(MODEL)
+    resized.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 7
+    for after, text in ((other, r"'other' float32 \[N, 7\]"), (resized, r"'image' float32 .*7, 6\]")):
+        with pytest.raises(ModelError, match=rf"inputs of the two models differ[\s\S]*'image'[\s\S]*{text}"):
+            compare(as_model(MODEL), replace(as_model(MODEL), proto=after), recipe(target=0.0), CALIB)
 
 
 # -- files -------------------------------------------------------------------------------------------------------
@@ -362,6 +366,10 @@ def test_models_of_other_inputs_cannot_be_compared() -> None:
 def test_default_paths_lie_beside_the_model(tmp_path: Path) -> None:
     model = tmp_path / "net.v2.onnx"
     assert check_output(model, None, None) == (tmp_path / "net.v2.pruned.onnx", tmp_path / "net.v2.pruned.json")
+    for name in ("model.v1", "model"):
+        expected = tmp_path / f"{name}.pruned.onnx", tmp_path / f"{name}.pruned.json"
+        assert check_output(tmp_path / name, None, None) == expected
+    assert check_output(model, tmp_path / "out.v1", None)[1] == tmp_path / "out.v1.json"
     out = tmp_path / "small.onnx"
     assert check_output(model, out, None) == (out, tmp_path / "small.json")
     assert check_output(model, str(out), tmp_path / "why.txt") == (out, tmp_path / "why.txt")
@@ -381,12 +389,59 @@ def test_paths_that_cannot_be_are_refused_before_any_work(tmp_path: Path) -> Non
         (None, nowhere, "folder does not exist"),
         (tmp_path, None, "is a folder"),
         (tmp_path / "a.onnx", tmp_path / "a.onnx", "one file"),
-        (tmp_path / "a.json", None, "one file"),
+        ("", None, "no name"),
+        (None, "", "no name"),
         (tmp_path / "a.onnx", tmp_path / "a.onnx.data", "one file"),
     ):
         with pytest.raises(RecipeError, match=text) as caught:
             check_output(model, output, report)
         assert caught.value.hint
+
+
+def test_other_inputs_are_not_written_over_either(tmp_path: Path) -> None:
+    model, data = small.write(tmp_path)
+    toml = tmp_path / "recipe.toml"
+    toml.write_text("target = 0.5")
+    for source in (model, data, toml):
+        linked = tmp_path / f"hard_{source.name}"
+        os.link(source, linked)
+        for path in (source, linked):
+            for output, report in ((path, None), (None, path)):
+                with pytest.raises(RecipeError, match="over the input"):
+                    check_output(model, output, report, [str(data), toml])
+    out = tmp_path / "out.onnx"
+    assert check_output(model, out, None, ["module:function", tmp_path])[0] == out  # no file, and a folder
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    model, _ = small.write(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    before = sorted(tmp_path.iterdir())
+    for path, text in (
+        (tmp_path / "pipe", "no regular file"),
+        (tmp_path / "loop", "no regular file"),
+        (Path("/dev/null"), "no regular file"),
+        (Path("/proc/out"), "cannot be written"),
+        (tmp_path / ("x" * 300), "cannot be written"),
+    ):
+        for output, report in ((path, None), (None, path)):
+            with pytest.raises(RecipeError, match=text):
+                check_output(model, output, report)
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(RecipeError, match="no name"):
+        check_output(as_model(MODEL), None, None)
+
+
+def test_a_report_that_cannot_be_written_leaves_no_model_either(tmp_path: Path) -> None:
+    path, data = small.write(tmp_path)
+    loaded = load(path)
+    pruned, ledger = prune(loaded, recipe(target=0.5), data)
+    before = sorted(tmp_path.iterdir())
+    for report in (tmp_path, Path("/proc/a.json")):
+        with pytest.raises(RecipeError, match="cannot be written"):
+            write(pruned, ledger, loaded, tmp_path / "a.onnx", report)
+        assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("recover", [True, False])
@@ -442,6 +497,13 @@ def test_who_reads_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
 def test_errors_are_the_named_ones(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="does not exist"):
         prune(tmp_path / "none.onnx", recipe(target=0.5))
+    for wrong in (0.5, {"target": 0.5}, None):
+        for use in (prune, inspect):
+            with pytest.raises(RecipeError, match=rf"must be a graphprune\.Recipe, not a {type(wrong).__name__}"):
+                use(MODEL, wrong, CALIB)  # type: ignore[operator]
+    for model in (MODEL.SerializeToString(), None, 5):
+        with pytest.raises(ModelError, match=rf"unknown kind[\s\S]*it is a {type(model).__name__}"):
+            prune(model, recipe(target=0.5), CALIB)  # type: ignore[arg-type]
     with pytest.raises(CalibrationError):
         prune(MODEL, recipe(target=0.5), {"wrong": CALIB["image"]})
     broken = small.network()

@@ -303,6 +303,10 @@ def test_a_target_outside_its_range(
         (["--target", "0.5", "--runs", "1"], "--runs"),
         (["--target", "0.5", "--runs", "2.5"], "'--runs'"),
         (["--target", "0.5", "--threads", "0"], "--threads"),
+        (["--target", "0.5", "--threads", "99999999999"], "--threads"),
+        (["--target", "0.5", "--runs", "99999999999"], "--runs"),
+        (["--target", "0.5", "-o", ""], "the output has no name"),
+        (["--target", "0.5", "--report", ""], "the output has no name"),
         (["--target", "0.5", "--seed", "-1"], "--seed"),
         (["--target", "0.5", "--max-drop", "2"], "--max-drop"),
         (["--target", "0.5", "--max-latency-ratio", "0"], "--max-latency-ratio"),
@@ -338,6 +342,29 @@ def test_the_output_over_the_input(net: tuple[Path, Path], tmp_path: Path, capfd
             found = command(capfd, path, "--target", "0.5", "--calib", data, option, output)
             assert_error(found, USAGE, "over the input", output, folder=tmp_path)
     assert path.read_bytes() == before
+
+
+def test_the_output_over_the_data_or_the_recipe(
+    net: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, data = net
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("target = 0.5")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for option in ("-o", "--report"):
+        for output in (data, recipe):
+            found = command(capfd, path, "--recipe", recipe, "--calib", data, option, output)
+            assert_error(found, USAGE, "over the input", output, folder=tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_output_that_cannot_be_written(
+    net: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("-o", "--report"):
+        for output, text in (("/dev/null", "no regular file"), ("/proc/out.onnx", "cannot be written")):
+            found = command(capfd, net[0], "--target", "0.5", "--calib", "not:looked_at", option, output)
+            assert_error(found, USAGE, text, output, folder=tmp_path)
 
 
 def test_an_output_folder_that_does_not_exist(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -170,6 +171,18 @@ def test_an_existing_output_is_replaced(
     out.write_text("old")
     assert command(capfd, path, "--target", "0.5", "--calib", data, "-q", *QUICK).code == 0
     onnx.checker.check_model(str(out), full_check=True)
+
+
+def test_external_data_is_replaced_when_run_again_in_its_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(small.network(), "net.onnx", save_as_external_data=True, location="net.weights", size_threshold=128)
+    for _ in range(2):
+        found = command(capfd, "net.onnx", "--channels", "0.5", "-q", "-o", "rerun.onnx", *QUICK)
+        assert found.code == 0, found.err
+        assert files(tmp_path) == {"net.onnx", "net.weights", "rerun.onnx", "rerun.onnx.data", "rerun.json"}
+        onnx.checker.check_model("rerun.onnx", full_check=True)
 
 
 # -- recipes -----------------------------------------------------------------------------------------------------
@@ -363,6 +376,46 @@ def test_ctrl_c_leaves_nothing_behind(after: int, net: tuple[Path, Path], tmp_pa
     assert files(out) == {"net.onnx"}
     assert (out / "net.onnx").read_text() == "what was there before"
     assert files(tmp_path) - {"__pycache__"} == {"net.onnx", "calib.npz", "slow.py", "out"}
+
+
+def test_ctrl_c_while_the_libraries_are_loaded(tmp_path: Path) -> None:
+    # The name of a library that is imported early, in the folder that comes first.
+    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
+    done = python_m(tmp_path, "--version")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted; nothing was written\n"
+
+
+def test_ctrl_c_while_the_files_are_put_in_place(net: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(
+        "import os, signal\nimport numpy as np\n\n"
+        "def batches():\n    return [{'image': np.ones((4, 2, 6, 6), np.float32)}]\n\n"
+        "def interrupt(*arguments, move=os.replace):\n"
+        "    move(*arguments)\n    os.kill(os.getpid(), signal.SIGINT)\n\n"
+        "os.replace = interrupt\n"
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    done = python_m(tmp_path, "net.onnx", "--target", "0.5", "--calib", "late:batches", "-o", "out/a.onnx", *QUICK)
+    assert done.returncode == 130, done.stderr
+    assert "interrupted" in done.stderr
+    assert "nothing was written" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files(out) == {"a.onnx", "a.json"}
+    sha256 = hashlib.sha256((out / "a.onnx").read_bytes()).hexdigest()
+    assert json.loads((out / "a.json").read_text())["output"]["sha256"] == sha256
+
+
+def test_ctrl_c_after_the_end_changes_no_exit_code(net: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "last.py").write_text(
+        "import os, signal\nimport numpy as np\n\n"
+        "class Last:\n    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGINT):\n"
+        "        kill(pid, number)\n\n"
+        "last = Last()\n\n"
+        "def batches():\n    return [{'image': np.ones((4, 2, 6, 6), np.float32)}]\n"
+    )
+    done = python_m(tmp_path, "net.onnx", "--target", "0.5", "--calib", "last:batches", "-q", *QUICK)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_ctrl_c_while_the_model_is_written_leaves_no_half_written_file(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_the_command_and_the_licence_are_in_it(wheel: zipfile.Path) -> None:
     (info,) = {name.split("/")[0] for name in files(wheel) if ".dist-info" in name}
     points = configparser.ConfigParser()
     points.read_string((wheel / info / "entry_points.txt").read_text())
-    assert dict(points["console_scripts"]) == {"graphprune": "graphprune.cli:main"}
+    assert dict(points["console_scripts"]) == {"graphprune": "graphprune.__main__:main"}
     assert (wheel / info / "licenses" / "LICENSE").exists()
     metadata = (wheel / info / "METADATA").read_text()
     assert "Requires-Python: >=3.10" in metadata

@@ -9,17 +9,22 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from graphprune import EquivalenceError, Recipe, TargetError
+from graphprune import EquivalenceError, Recipe, TargetError, prune
 from graphprune.api import as_model
 from graphprune.calib.sources import input_specs, open_source
 from graphprune.ir.cost import count_nonzero, count_weights
 from graphprune.ir.surgery import remove
+from graphprune.ledger import WeightRecord
 from graphprune.passes import trim
 from graphprune.passes.choice import take
-from graphprune.pipeline import PASSES, Analysis, Stopwatch, analyse, build, choose, trial_error, verify
+from graphprune.pipeline import PASSES, Analysis, Stopwatch, Verification, analyse, build, choose, trial_error, verify
+from graphprune.record import gates_of
+from graphprune.verify.fidelity import Fidelity, RelativeError
+from graphprune.verify.latency import compare_latency
 from tests import small
-from tests.measure import editable
-from tests.oracles import run
+from tests.measure import editable, replaced
+from tests.nets import Net
+from tests.oracles import feeds, run
 
 MODEL = as_model(small.network())
 CALIB = small.calibration(MODEL.proto)
@@ -36,11 +41,11 @@ def never(removed: npt.NDArray[np.bool_]) -> float:
 
 
 def test_the_passes_run_in_order_and_each_is_timed() -> None:
-    assert [step.name for step in PASSES] == ["trim", "compensate", "sparsify"]
+    assert [step.name for step in PASSES] == ["trim", "compensate", "sparsify", "fold"]
     analysis, recipe = analysed(channels=0.25)
     watch = Stopwatch()
     build(analysis, choose(analysis, recipe, never), recipe, watch)
-    assert list(watch.seconds) == ["trim", "compensate", "sparsify"]
+    assert list(watch.seconds) == ["trim", "compensate", "sparsify", "fold"]
     assert min(watch.seconds.values()) > 0
 
 
@@ -150,3 +155,30 @@ def test_stopwatch_sums_by_name() -> None:
         with watch.time(name):
             onnx.ModelProto()
     assert list(watch.seconds) == ["a", "b"]
+
+
+def test_zeros_are_ranked_before_normalisation_is_folded() -> None:
+    """A channel that normalisation scales down keeps its large weights; its folded ones would be the smallest."""
+    net = Net()
+    data = net.batch_norm(net.conv(net.input(["N", 3, 6, 6]), 8, 3))
+    model = net.build(net.conv(net.relu(data), 3, 1))
+    arrays = editable(model)
+    arrays["scale_0"][:4] = 1e-3
+    model = replaced(model, **arrays)
+    pruned, ledger = prune(model, Recipe(target=0.4, structural=0, runs=2), {"x_0": feeds(model, 3, 8)["x_0"]})
+    assert ledger.weights.sparsity >= 0.4
+    assert "BatchNormalization" not in [node.op_type for node in pruned.graph.node]
+    by_channel = (editable(pruned)["w_0"] == 0).sum(axis=(1, 2, 3))
+    assert by_channel[:4].sum() < 0.75 * by_channel.sum()
+
+
+def test_a_result_that_is_not_finite_misses_a_gate() -> None:
+    verification = Verification(
+        RelativeError(0.0, 0.0, 0.0),
+        Fidelity((), batches=1, relative_l2=0.0, top1_agreement=None, nonfinite=3),
+        compare_latency(MODEL.proto, MODEL.proto, next(iter(SOURCE.batches(1))), runs=2),
+    )
+    weights = WeightRecord(before=10, after=10, removed=0, zeroed=5, nonzero=5, sparsity=0.5)
+    gates = {gate.name: gate for gate in gates_of(Recipe(target=0.5), weights, verification)}
+    assert gates["target"].ok
+    assert (gates["nonfinite-outputs"].value, gates["nonfinite-outputs"].ok) == (3, False)

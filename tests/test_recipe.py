@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from graphprune.errors import RecipeError
@@ -56,6 +58,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"target": 0.5, "max_drop": -0.1}, "--max-drop"),
     ({"target": 0.5, "threads": 0}, "--threads"),
     ({"target": 0.5, "threads": 1.5}, "--threads"),
+    ({"target": 0.5, "threads": 1025}, "--threads"),
+    ({"target": 0.5, "runs": 1_000_001}, "--runs"),
+    ({"target": 10**400}, "--target"),
+    ({"target": np.array([0.5, 0.6])}, "--target"),
+    ({"target": np.float32("nan")}, "--target"),
+    ({"target": 0.5, "max_latency_ratio": 10**400}, "--max-latency-ratio"),
+    ({"target": 0.5, "structural": np.array([0.5, 0.6])}, "--structural"),
+    ({"target": 0.5, "structural": np.array(["auto"])}, "--structural"),
+    ({"target": 0.5, "criterion": np.array(["apoz", "apoz"])}, "--criterion"),
+    ({"target": 0.5, "seed": np.bool_(True)}, "--seed"),
     ({"target": 0.5, "runs": 1}, "--runs"),
     ({"target": 0.5, "runs": 2.5}, "--runs"),
     ({"target": 0.5, "seed": -1}, "--seed"),
@@ -75,6 +87,19 @@ def test_bad_values_are_named(given: dict[str, Any], named: str) -> None:
         Recipe(**given)
     assert named in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_numbers_of_any_kind_become_plain_ones() -> None:
+    recipe = Recipe(
+        target=np.float32(0.5),  # type: ignore[arg-type]
+        structural=Fraction(1, 4),  # type: ignore[arg-type]
+        max_drop=np.float16(0.25),  # type: ignore[arg-type]
+        runs=np.int64(5),  # type: ignore[arg-type]
+        seed=np.uint8(7),  # type: ignore[arg-type]
+    )
+    assert recipe == Recipe(target=0.5, structural=0.25, max_drop=0.25, runs=5, seed=7)
+    assert {type(getattr(recipe, name)) for name in ("target", "structural", "max_drop")} == {float}
+    assert {type(getattr(recipe, name)) for name in ("threads", "runs", "seed")} == {int}
 
 
 def test_the_message_names_value_and_range() -> None:

@@ -53,8 +53,8 @@ def _add_to_bias(proto: onnx.ModelProto, graph: Graph, node: Node, delta: FloatA
     if not name:
         if node.op not in ("Conv", "Gemm"):
             return False
-        kind = graph.initializers[node.input(1)].data_type if node.input(1) in graph.initializers else 1
-        set_input(reader.proto, slot, _new(proto, graph, f"{node.outputs[0]}_bias", delta * scale, kind))
+        bias = _new(proto, graph, f"{node.outputs[0]}_bias", delta * scale, _element_type(graph, node))
+        set_input(reader.proto, slot, bias)
         return True
     tensor = graph.initializers[name]
     values = array(tensor)
@@ -75,14 +75,19 @@ def _is_bias(graph: Graph, name: str, channels: int) -> bool:
 def _add_node(proto: onnx.ModelProto, graph: Graph, node: Node, delta: FloatArray) -> None:
     """Insert an Add behind the node."""
     output = node.outputs[0]
-    kind = graph.element_types.get(output, onnx.TensorProto.FLOAT)
     rank = len(graph.shape(output) or ())
     shaped = delta.reshape(-1, *[1] * (rank - 2)) if node.op == "Conv" else delta
-    bias = _new(proto, graph, f"{output}_bias", shaped, kind)
+    bias = _new(proto, graph, f"{output}_bias", shaped, _element_type(graph, node))
     inner = _unused(graph, f"{output}_without_bias")
     node.proto.output[0] = inner
     place = next(index for index, other in enumerate(proto.graph.node) if inner in other.output)
     proto.graph.node.insert(place + 1, onnx.helper.make_node("Add", [inner, bias], [output]))
+
+
+def _element_type(graph: Graph, node: Node) -> int:
+    """Element type of the output, which is that of all inputs."""
+    known = (graph.element_types.get(name) for name in (node.outputs[0], *node.inputs))
+    return next((kind for kind in known if kind), onnx.TensorProto.FLOAT)
 
 
 def _new(proto: onnx.ModelProto, graph: Graph, name: str, values: npt.NDArray[np.floating], kind: int) -> str:

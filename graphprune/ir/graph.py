@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,8 @@ Shape = tuple[Dim, ...]
 DEFAULT_DOMAINS = ("", "ai.onnx")
 SMALL = 4096
 """Integer tensors of up to this many elements keep their values in a skeleton: shape inference needs them."""
+RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
+"""Operators whose outputs differ from run to run."""
 SCALES = 16
 """The same for float tensors, for the scales of Resize."""
 
@@ -111,8 +113,7 @@ class Graph:
 
     @cached_property
     def _values(self) -> list[onnx.ValueInfoProto]:
-        graph = infer_shapes(self.proto, self._input_shapes).graph
-        return [*graph.value_info, *graph.output, *graph.input]
+        return _values(infer_shapes(self.proto, self._input_shapes).graph)
 
     def shape(self, name: str) -> Shape | None:
         """Return a tensor's shape, None when not even its rank is known."""
@@ -129,11 +130,13 @@ class Graph:
 
     @cached_property
     def constants(self) -> set[str]:
-        """Names of all tensors computed from initializers alone, initializers included."""
+        """Names of all tensors computed from initializers alone and without chance, initializers included."""
+        functions = {(function.domain, function.name): function for function in self.proto.functions}
         found = set(self.initializers)
         for node in self.nodes:
             names = [name for name in (*node.inputs, *node.captured) if name]
-            if names and not node.captured and all(name in found for name in names):
+            fixed = names and not node.captured and all(name in found for name in names)
+            if fixed and not _is_random(node.proto, functions):
                 found.update(name for name in node.outputs if name)
         return found
 
@@ -162,7 +165,8 @@ def infer_shapes(proto: onnx.ModelProto, input_shapes: Mapping[str, Shape] | Non
     Returns
     -------
     onnx.ModelProto
-        A skeleton (see `skeleton`) with inferred ``value_info``.
+        A skeleton (see `skeleton`) with inferred ``value_info``. What the exporter noted there counts where it does
+        not contradict what is inferred without it: ONNX Runtime takes stale notes, too.
 
     Raises
     ------
@@ -180,6 +184,19 @@ def infer_shapes(proto: onnx.ModelProto, input_shapes: Mapping[str, Shape] | Non
         ):
             if isinstance(extent, int):
                 dim.dim_value = extent
+    notes = list(bare.graph.value_info)
+    del bare.graph.value_info[:]
+    inferred = _infer(bare)
+    alone = {v.name: _shape(v) for v in _values(inferred.graph) if v.type.tensor_type.HasField("shape")}
+    alone.update({t.name: tuple(t.dims) for t in bare.graph.initializer})
+    news = [v for v in notes if v.name not in alone or _adds(_shape(v), alone[v.name])]
+    if not news:
+        return inferred
+    bare.graph.value_info.extend(news)
+    return _infer(bare)
+
+
+def _infer(bare: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(bare, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
@@ -188,6 +205,14 @@ def infer_shapes(proto: onnx.ModelProto, input_shapes: Mapping[str, Shape] | Non
             why=str(error).strip().splitlines()[0],
             hint="run onnx.checker.check_model(path, full_check=True) on it and mend the export",
         ) from error
+
+
+def _adds(noted: Shape, known: Shape) -> bool:
+    """Whether a note of the exporter says more than what is known, and does not contradict it."""
+    if len(noted) != len(known):
+        return False
+    pairs = [(new, old) for new, old in zip(noted, known, strict=True) if isinstance(new, int)]
+    return all(new == old or not isinstance(old, int) for new, old in pairs) and any(n != o for n, o in pairs)
 
 
 def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -212,6 +237,10 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
     return bare
 
 
+def _values(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    return [*graph.value_info, *graph.output, *graph.input]
+
+
 def _shape(value: onnx.ValueInfoProto) -> Shape:
     return tuple(
         d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
@@ -225,14 +254,30 @@ def _node(index: int, proto: onnx.NodeProto) -> Node:
     return Node(index, proto, op, tuple(proto.input), tuple(proto.output), _captured(proto), attributes)
 
 
+def _is_random(proto: onnx.NodeProto, functions: Mapping[tuple[str, str], onnx.FunctionProto]) -> bool:
+    """Whether the node, its subgraphs or the local function that it calls draw random numbers."""
+    if proto.domain in DEFAULT_DOMAINS and proto.op_type in RANDOM:
+        return True
+    function = functions.get((proto.domain, proto.op_type))
+    inner = list(function.node) if function is not None else []
+    inner += [node for graph in _subgraphs(proto) for node in graph.node]
+    return any(_is_random(node, functions) for node in inner)
+
+
+def _subgraphs(proto: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in proto.attribute:
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g
+
+
 def _captured(proto: onnx.NodeProto) -> tuple[str, ...]:
     """Names that the node's subgraphs use and do not define themselves."""
     found: dict[str, None] = {}
-    for attribute in proto.attribute:
-        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-            own |= {name for node in graph.node for name in node.output}
-            used = [name for node in graph.node for name in (*node.input, *_captured(node))]
-            used += [v.name for v in graph.output]
-            found.update(dict.fromkeys(name for name in used if name and name not in own))
+    for graph in _subgraphs(proto):
+        own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+        own |= {name for node in graph.node for name in node.output}
+        used = [name for node in graph.node for name in (*node.input, *_captured(node))]
+        used += [v.name for v in graph.output]
+        found.update(dict.fromkeys(name for name in used if name and name not in own))
     return tuple(found)

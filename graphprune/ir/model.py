@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +22,9 @@ from graphprune.ir.tensors import FLOAT_TYPES, all_tensors
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message can hold; a larger model must keep its weights in external data."""
+
+EXTERNAL_FROM = 1024
+"""Bytes from which on a tensor goes to external data."""
 
 
 @dataclass(frozen=True)
@@ -156,44 +163,8 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str], *, external: bool
     RecipeError
         When the folder does not exist or cannot be written.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise RecipeError("the output folder does not exist", where=str(path.parent), hint="create it first")
-    external = external or proto.ByteSize() > PROTOBUF_LIMIT
-    try:
-        with tempfile.TemporaryDirectory(prefix=".graphprune-", dir=path.parent) as folder:
-            draft = Path(folder) / path.name
-            if external:
-                copy = onnx.ModelProto()
-                copy.CopyFrom(proto)
-                onnx.save_model(
-                    copy,
-                    str(draft),
-                    save_as_external_data=True,
-                    location=data_file(path).name,
-                    size_threshold=1024,
-                )
-            else:
-                draft.write_bytes(proto.SerializeToString(deterministic=True))
-            return publish(draft, path)
-    except OSError as error:
-        raise RecipeError("the output cannot be written", where=str(path), why=str(error)) from error
-
-
-def data_file(path: Path) -> Path:
-    """Return the file beside a model that its external data goes to."""
-    return path.with_name(f"{path.name}.data")
-
-
-def publish(draft: Path, path: Path) -> int:
-    """Move a finished draft, and the data file beside it, to where it belongs; return the bytes moved."""
-    moved = 0
-    # The data goes first: a reader never sees a model whose data is not there yet.
-    for source, target in ((data_file(draft), data_file(path)), (draft, path)):
-        if source.exists():
-            moved += source.stat().st_size
-            os.replace(source, target)
-    return moved
+    with publication(path) as (draft,):
+        return write_draft(proto, draft, external=external)
 
 
 def write_text(text: str, path: str | os.PathLike[str]) -> None:
@@ -204,16 +175,126 @@ def write_text(text: str, path: str | os.PathLike[str]) -> None:
     RecipeError
         When the folder does not exist or cannot be written.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise RecipeError("the output folder does not exist", where=str(path.parent), hint="create it first")
+    with publication(path) as (draft,):
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def publication(*paths: str | os.PathLike[str]) -> Iterator[tuple[Path, ...]]:
+    """Write files together: the block fills drafts, and all of them are moved to their places when it ends well.
+
+    When it fails, what was there before is untouched. Ctrl-C waits until everything is done and cleaned up.
+
+    Parameters
+    ----------
+    *paths : path-like
+        The files to write; of a symbolic link its target, the link stays.
+
+    Yields
+    ------
+    tuple of Path
+        A draft for each; a data file (`data_file`) beside a draft moves with it.
+
+    Raises
+    ------
+    RecipeError
+        When a folder does not exist or cannot be written, or something that is no regular file is in the way.
+    """
+    targets = [real_path(path) for path in paths]
+    for target in targets:
+        if not target.parent.is_dir():
+            raise RecipeError("the output folder does not exist", where=str(target.parent), hint="create it first")
+    with uninterrupted():
+        try:
+            with ExitStack() as stack:
+                folders = [
+                    stack.enter_context(tempfile.TemporaryDirectory(prefix=".graphprune-", dir=target.parent))
+                    for target in targets
+                ]
+                drafts = tuple(Path(folder) / target.name for folder, target in zip(folders, targets, strict=True))
+                yield drafts
+                _publish(drafts, targets)
+        except OSError as error:
+            where = ", ".join(str(path) for path in paths)
+            raise RecipeError("the output cannot be written", where=where, why=str(error)) from error
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block has ended; in another than the main thread it never arrives."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
     try:
-        with tempfile.TemporaryDirectory(prefix=".graphprune-", dir=path.parent) as folder:
-            draft = Path(folder) / path.name
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, path)
-    except OSError as error:
-        raise RecipeError("the report cannot be written", where=str(path), why=str(error)) from error
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
+
+
+def write_draft(proto: onnx.ModelProto, path: Path, *, external: bool) -> int:
+    """Write a model as `save` does, to a place that is all its own; return the bytes written."""
+    external = external or proto.ByteSize() > PROTOBUF_LIMIT
+    data = 0
+    if external:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
+        proto, data = copy, _move_out(copy, data_file(path))
+    return data + path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def data_file(path: Path) -> Path:
+    """Return the file beside a model that its external data goes to."""
+    return path.with_name(f"{path.name}.data")
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return the file that is meant where a path may be a symbolic link."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+
+
+def _move_out(proto: onnx.ModelProto, path: Path) -> int:
+    """Move large initializers from a model to a data file; return the bytes written."""
+    large = [
+        tensor
+        for tensor in _initializers(proto.graph)
+        if tensor.HasField("raw_data") and len(tensor.raw_data) >= EXTERNAL_FROM
+    ]
+    if not large:
+        return 0
+    with path.open("wb") as file:
+        for tensor in large:
+            start = file.tell()
+            length = file.write(tensor.raw_data)
+            external_data_helper.set_external_data(tensor, path.name, start, length)
+            tensor.ClearField("raw_data")
+        return file.tell()
+
+
+def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _initializers(inner)
+
+
+def _publish(drafts: Sequence[Path], targets: Sequence[Path]) -> None:
+    # The data goes first: a reader never sees a model whose data is not there yet.
+    moves = [
+        (source, place)
+        for draft, target in zip(drafts, targets, strict=True)
+        for source, place in ((data_file(draft), data_file(target)), (draft, target))
+        if source.exists()
+    ]
+    for _, place in moves:
+        if place.exists() and not place.is_file():
+            raise OSError(f"{place} is not a regular file")
+    for source, place in moves:
+        os.replace(source, place)
 
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:

@@ -6,7 +6,6 @@ import numpy as np
 
 from graphprune.ir.graph import Graph, Node
 
-RECTIFIERS = frozenset({"Relu", "ThresholdedRelu"})
 CARRIERS = frozenset(
     "AveragePool Cast Concat Dropout Flatten GlobalAveragePool GlobalMaxPool Identity MaxPool Pad Reshape Slice Split "
     "Squeeze Transpose Unsqueeze".split()
@@ -30,13 +29,27 @@ def rectified(graph: Graph) -> set[str]:
     for node in graph.nodes:
         carried = [name for name in (node.inputs if node.op == "Concat" else node.inputs[:1]) if name]
         carries = node.op in CARRIERS and carried and all(name in found for name in carried)
-        if node.op in RECTIFIERS or carries or (node.op == "Clip" and _lower_bound(node, graph) == 0):
+        if _rectifies(node, graph) or (carries and not _fills(node, graph)):
             found.update(name for name in node.outputs if name)
     return found
 
 
-def _lower_bound(node: Node, graph: Graph) -> float | None:
-    if node.input(1):
-        value = graph.value(node.input(1))
+def _rectifies(node: Node, graph: Graph) -> bool:
+    if node.op == "ThresholdedRelu":
+        return float(node.attributes.get("alpha", 1.0)) >= 0
+    return node.op == "Relu" or (node.op == "Clip" and _number(node, graph, 1, "min", None) == 0)
+
+
+def _fills(node: Node, graph: Graph) -> bool:
+    """Whether the node may put in values other than zero that are not its input's."""
+    constant = node.op == "Pad" and node.attributes.get("mode", b"constant") == b"constant"
+    return constant and _number(node, graph, 2, "value", 0.0) != 0
+
+
+def _number(node: Node, graph: Graph, slot: int, name: str, default: float | None) -> float | None:
+    """A number given as an input or, in older operator sets, as an attribute; None when it is computed."""
+    if node.input(slot):
+        value = graph.value(node.input(slot))
         return None if value is None else float(np.asarray(value).item())
-    return node.attributes.get("min")
+    number = node.attributes.get(name, default)
+    return None if number is None else float(number)

@@ -29,10 +29,15 @@ def constants_to_initializers(proto: onnx.ModelProto) -> int:
                 tensor.name = node.output[0]
                 names.append(node.output[0])
     outputs = {value.name for value in proto.graph.output}
+    taken = {tensor.name for tensor in proto.graph.initializer} | {value.name for value in proto.graph.input}
+    taken.update(name for node in proto.graph.node for name in node.output)
     _drop_nodes(proto, lambda node: node.op_type == "Constant" and node.output[0] in names)
     for name in names:  # an output that is a constant needs a node that makes it
         if name in outputs:
             fresh = f"{name}_value"
+            while fresh in taken:
+                fresh += "_"
+            taken.add(fresh)
             next(t for t in proto.graph.initializer if t.name == name).name = fresh
             proto.graph.node.insert(0, onnx.helper.make_node("Identity", [fresh], [name]))
     return len(names)
@@ -151,6 +156,7 @@ def _foldable(graph: Graph, conv: Node, node: Node) -> bool:
         and len(graph.consumers[between]) == 1
         and between not in graph.outputs
         and all(graph.is_float(name) and len(graph.consumers[name]) == 1 for name in parameters if name)
+        and not set(parameters) & set(graph.outputs)
     )
 
 

@@ -53,7 +53,8 @@ def remove(coupling: Coupling, removed: BoolArray) -> tuple[onnx.ModelProto, Kep
             kept[tensor.name] = _kept(keep)
     result.graph.node.extend(_patched(node, edit) for node in coupling.graph.nodes)
     result.graph.input.extend(_resized(value, edit) for value in source.graph.input)
-    result.graph.value_info.extend(_resized(value, edit) for value in source.graph.value_info)
+    notes = (value for value in source.graph.value_info if not _is_stale(value, edit))
+    result.graph.value_info.extend(_resized(value, edit) for value in notes)
     result.graph.initializer.extend(edit.constants.values())
     _drop_unused(result, source)
     list_initializers(result)
@@ -79,6 +80,14 @@ def _resized(value: onnx.ValueInfoProto, edit: Edit) -> onnx.ValueInfoProto:
         if isinstance(extent, int) and dim.HasField("dim_value"):
             dim.dim_value = extent
     return copy
+
+
+def _is_stale(value: onnx.ValueInfoProto, edit: Edit) -> bool:
+    """Whether the exporter noted another rank than a tensor that loses positions has."""
+    noted = value.type.tensor_type
+    return (
+        edit.changes(value.name) and noted.HasField("shape") and len(noted.shape.dim) != len(edit.new_shape(value.name))
+    )
 
 
 def slice_tensor(tensor: onnx.TensorProto, keep: BoolArray) -> onnx.TensorProto:

@@ -32,7 +32,8 @@ class Contraction:
         Input slots of the activation and of what it is multiplied with.
     data_axis : int or None
         The activation's axis that is summed over; None where that is no axis of an input: the hidden state of a
-        recurrent operator, which meets the weight inside, or the one channel of a depthwise convolution.
+        recurrent operator, which meets the weight inside, or the one channel of a depthwise convolution; and where
+        the activation's rank is not known, so that nothing of it can be removed.
     weight_axis : int
         The weight's axis that meets it.
     output_axis : int

@@ -15,7 +15,10 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def constant_value(graph: Graph, name: str) -> npt.NDArray[np.generic] | None:
-    """Return the value of an initializer, or of what is computed from initializers alone; None otherwise."""
+    """Return the value of an initializer, or of what is computed from initializers alone; None otherwise.
+
+    None also where an operator on the way has no reference implementation: one of a custom domain, say.
+    """
     if name in graph.initializers:
         return array(graph.initializers[name])
     if name not in graph.constants:
@@ -36,8 +39,11 @@ def constant_value(graph: Graph, name: str) -> npt.NDArray[np.generic] | None:
         [output],
         [graph.initializers[source] for source in names],
     )
-    model = onnx.helper.make_model(small, opset_imports=graph.proto.opset_import)
-    (value,) = ReferenceEvaluator(model).run([name], {})
+    model = onnx.helper.make_model(small, opset_imports=graph.proto.opset_import, functions=graph.proto.functions)
+    try:
+        (value,) = ReferenceEvaluator(model).run([name], {})
+    except (RuntimeError, TypeError, ValueError):  # NotImplementedError is a RuntimeError
+        return None
     return np.asarray(value)
 
 
@@ -54,7 +60,7 @@ def contracted_matrix(graph: Graph, contraction: Contraction) -> FloatArray | No
     -------
     ndarray of float64, shape (positions, outputs), or None
         Entry (i, o) is the sum of the weights between input position i and output channel o, 0 where they are in
-        different groups; None when the second operand is an activation too, or a batch of matrices.
+        different groups; None when the weight's value is not known, or it is a batch of matrices.
     """
     by_position = _by_position(graph, contraction)
     if by_position is None or (contraction.node.op == "MatMul" and by_position.shape[2] > 1):
@@ -76,7 +82,7 @@ def contracted_norms(graph: Graph, contraction: Contraction) -> FloatArray:
     Returns
     -------
     ndarray of float64, shape (positions,)
-        Ones when the second operand is an activation too.
+        Ones when the weight's value is not known: an activation, too, say.
     """
     by_position = _by_position(graph, contraction)
     if by_position is None:
@@ -92,7 +98,7 @@ def produced_norms(graph: Graph, contraction: Contraction) -> FloatArray | None:
     Returns
     -------
     ndarray of float64, shape (extent of the weight's output axis,), or None
-        None when the second operand is an activation too.
+        None when the weight's value is not known.
     """
     by_position = _by_position(graph, contraction)
     return None if by_position is None else np.asarray((by_position**2).sum(axis=(0, 2)))

@@ -14,6 +14,7 @@ from graphprune.calib.probes import LARGE, STRIDE, Probe, probed
 from graphprune.calib.run import calibrate
 from graphprune.calib.sources import input_specs, open_source
 from graphprune.calib.stats import Moments
+from graphprune.errors import ModelError
 from graphprune.ir.graph import Graph
 from graphprune.ir.session import open_session
 from tests.measure import materialise
@@ -161,3 +162,12 @@ def test_probes_leave_the_model_alone_and_list_their_constants_where_needed(list
     open_session(made, threads=1)
     stored = {tensor.name for tensor in made.graph.initializer}
     assert (stored <= {value.name for value in made.graph.input}) == listed
+
+
+def test_operator_sets_without_broadcasting_are_refused() -> None:
+    model, active = network(9, ["N", 5], TensorProto.FLOAT, "Relu")
+    model.opset_import[0].version = 6
+    with pytest.raises(ModelError, match="operator set 6 is not supported"):
+        probed(Graph(model), [Probe(active, 1)])
+    model.opset_import[0].version = 7
+    probed(Graph(model), [Probe(active, 1)])

@@ -9,12 +9,29 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from graphprune.calib.run import calibrate, probes_for
+from graphprune.calib.sources import input_specs, open_source
 from graphprune.ir.coupling import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.rules import RULES
+from graphprune.ir.surgery import remove
 from graphprune.ir.units import FROZEN
+from graphprune.passes import compensate, criteria, sparsify
+from graphprune.verify.equivalence import masked
 from tests.nets import Net
-from tests.oracles import all_groups, assert_exact, check_removal, coupled, feeds, reasons, removal, units_on
+from tests.oracles import (
+    all_groups,
+    assert_close,
+    assert_exact,
+    check_removal,
+    coupled,
+    feeds,
+    random_removal,
+    reasons,
+    removal,
+    run,
+    units_on,
+)
 
 
 def test_a_hidden_layer_is_one_group() -> None:
@@ -418,3 +435,73 @@ def test_weights_that_an_unknown_operator_reads_are_declined_too() -> None:
     hidden = net.node("Mystery", [net.input(["N", 4]), weight], ["N", 6], domain="my.own")
     coupling = coupled(net.build(hidden))
     assert reasons(coupling) == {("theirs_0", axis): "no rule for operator my.own.Mystery" for axis in (0, 1)}
+
+
+# -- weights behind tensors of unknown rank -------------------------------------------------------------------
+
+
+def unranked(net: Net, data: str) -> str:
+    """Put an operator behind a tensor that ONNX knows nothing of; ONNX Runtime runs it."""
+    net.imports["com.microsoft"] = 1
+    return net.node("Gelu", [data], domain="com.microsoft")
+
+
+def assert_zeroable_and_kept(model: onnx.ModelProto, *weights: str) -> None:
+    """Demand that the weights may be zeroed, are said to be left alone, and stop nothing."""
+    coupling = coupled(model)
+    assert set(weights) <= set(sparsify.zeroable(coupling.graph, coupling.contractions))
+    assert set(weights) <= {declined.tensor for declined in coupling.declined}
+    inputs = feeds(model)
+    statistics = calibrate(
+        coupling.graph, probes_for(coupling), open_source(inputs, input_specs(model)), batch_size=2, threads=1
+    )
+    for criterion in criteria.CRITERIA:
+        criteria.score(coupling, statistics, criterion)
+    removed = random_removal(coupling, 0.5, 0)
+    compensate.plan(coupling, removed, statistics)
+    assert_close(run(masked(coupling, removed), inputs, optimised=False), run(remove(coupling, removed)[0], inputs))
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+def test_dense_weights_behind_a_tensor_of_unknown_rank_are_zeroable(op: str) -> None:
+    net = Net()
+    hidden = unranked(net, net.gemm(net.relu(net.gemm(net.input(["N", 5]), 6)), 8))
+    made = net.relu(net.node(op, [hidden, net.weight([8, 7], "first")], ["N", 7]))
+    model = net.build(net.node(op, [made, net.weight([7, 3], "second")], ["N", 3]))
+    assert_zeroable_and_kept(model, "w_1", "first_0", "second_0")
+
+
+@pytest.mark.parametrize(("op", "group"), [("Conv", 1), ("Conv", 2), ("Conv", 4), ("ConvTranspose", 1)])
+def test_convolutions_behind_a_tensor_of_unknown_rank_are_zeroable(op: str, group: int) -> None:
+    net = Net()
+    hidden = unranked(net, net.conv(net.input(["N", 3, 4, 4]), 4))
+    weight = net.weight([4, 4 // group, 1, 1], "first")
+    model = net.build(net.node(op, [hidden, weight], ["N", 4, 4, 4], group=group))
+    assert_zeroable_and_kept(model, "w_0", weight)
+
+
+def test_a_weight_on_the_left_of_a_tensor_of_unknown_rank() -> None:
+    net = Net()
+    hidden = unranked(net, net.input([5, 4]))
+    model = net.build(net.node("MatMul", [net.weight([6, 5]), hidden], [6, 4]))
+    assert_zeroable_and_kept(model, "w_0")
+    (found,) = coupled(model).contractions
+    assert (found.data, found.weight, found.data_axis) == (1, 0, None)
+    assert (found.weight_axis, found.output_axis) == (1, 0)
+
+
+def test_a_vector_times_a_matrix_is_zeroable() -> None:
+    net = Net()
+    made = net.node("MatMul", [net.input([5]), net.weight([5, 6])], [6])
+    model = net.build(net.node("MatMul", [made, net.vector(6, "vector")], []))
+    assert_zeroable_and_kept(model, "w_0")
+    assert len(coupled(model).contractions) == 1, "a vector is no matrix of weights"
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_weights_are_zeroable_even_where_the_bias_is_computed(op: str, gates: int) -> None:
+    net = Net()
+    weights = [net.weight([1, gates * 4, 3]), net.weight([1, gates * 4, 4])]
+    bias = net.input([1, 2 * gates * 4])
+    made = net.node(op, [net.input([5, "N", 3]), *weights, bias], [5, 1, "N", 4], hidden_size=4)
+    assert_zeroable_and_kept(net.build(made), *weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -148,3 +149,65 @@ def test_a_graph_whose_shapes_cannot_be_inferred_is_a_model_error() -> None:
     model.graph.node[0].domain = "not.imported"
     with pytest.raises(ModelError, match=r"shape inference finds the graph contradictory[\s\S]*not\.imported"):
         _ = Graph(model).shapes
+
+
+def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+@pytest.mark.parametrize("wrapped", ["", "function", "subgraph"])
+@pytest.mark.parametrize("op", ["Bernoulli", "RandomNormalLike", "RandomUniformLike", "Multinomial"])
+def test_what_is_drawn_at_random_is_no_constant(op: str, wrapped: str) -> None:
+    net = Net()
+    weight = net.weight([2, 3])
+    draw = helper.make_node(op, [weight], ["drawn"])
+    functions = []
+    if wrapped == "function":
+        inner = helper.make_node(op, ["a"], ["b"])
+        functions = [helper.make_function("my", "Draw", ["a"], ["b"], [inner], [helper.make_opsetid("", 17)])]
+        draw = helper.make_node("Draw", [weight], ["drawn"], domain="my")
+    if wrapped == "subgraph":
+        noise = [helper.make_node("RandomNormal", [], ["r"], shape=[2]), helper.make_node("Identity", ["r"], ["z"])]
+        branch = helper.make_graph(noise, "branch", [], [value("z", 2)])
+        net.initializer(np.array(True), "flag", TensorProto.BOOL)
+        draw = helper.make_node("If", ["flag"], ["drawn"], then_branch=branch, else_branch=branch)
+    nodes = [draw, helper.make_node("Identity", ["drawn"], ["y"]), helper.make_node("Neg", [weight], ["negated"])]
+    graph = helper.make_graph(nodes, "net", [], [value("y")], net.initializers)
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+    model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=8)
+    assert Graph(model).constants == {t.name for t in net.initializers} | {"negated"}
+
+
+@pytest.mark.parametrize("op", ["RandomNormal", "RandomUniform"])
+def test_a_node_without_inputs_makes_no_constant(op: str) -> None:
+    graph = helper.make_graph([helper.make_node(op, [], ["y"], shape=[2])], "net", [], [value("y", 2)])
+    assert Graph(helper.make_model(graph, ir_version=8)).constants == set()
+
+
+@pytest.mark.parametrize("noted", [[1, 4], [1, 7, 8, 8], ["N", 4, "H", "W"]])
+def test_notes_of_the_exporter_do_not_hide_what_is_inferred(noted: list[int | str]) -> None:
+    net = Net()
+    data = net.input(["N", 3, 8, 8])
+    hidden = net.relu(net.conv(data, 4))
+    model = net.build(net.conv(hidden, 5))
+    model.graph.value_info.append(value(hidden, *noted))
+    model.graph.value_info.append(value("b_0", 1, 4))
+    model.graph.value_info.append(value(data, 3))
+    onnx.checker.check_model(model)
+    graph = Graph(model)
+    assert graph.shape(hidden) == ("N", 4, 8, 8)
+    assert graph.shape("conv_1") == ("N", 5, 8, 8)
+    assert graph.shape("b_0") == (4,)
+    assert graph.shape(data) == ("N", 3, 8, 8)
+
+
+def test_notes_of_the_exporter_count_where_nothing_is_inferred() -> None:
+    net = Net()
+    net.imports["com.microsoft"] = 1
+    active = net.node("Gelu", [net.input(["N", 3])], domain="com.microsoft")
+    model = net.build(net.linear(active, 4))
+    assert Graph(model).shape(active) is None
+    assert Graph(model).shape("matmul_0") is None
+    model.graph.value_info.append(value(active, "N", 3))
+    assert Graph(model).shape(active) == ("N", 3)
+    assert Graph(model).shape("matmul_0") == ("N", 4)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.errors import GraphPruneError, ModelError, RecipeError
-from graphprune.ir.model import fingerprint, from_proto, load, save, write_text
+from graphprune.ir.model import fingerprint, from_proto, load, publication, save, write_text
 from graphprune.ir.surgery import remove
 from graphprune.ir.tensors import array, float_tensors, list_initializers, replace_values
 from tests.nets import Net
@@ -246,6 +249,93 @@ def test_no_folder_to_write_to(tmp_path: Path) -> None:
             write(tmp_path / "nowhere" / "file")
         assert str(tmp_path / "nowhere") in str(caught.value)
     assert files(tmp_path) == {}
+
+
+def test_external_data_can_be_written_over_from_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for channels in (64, 32):
+        model = small(channels)
+        written = save(model, "model.onnx", external=True)
+        assert {name: len(held) for name, held in files(tmp_path).items()} == {
+            "model.onnx": written - Path("model.onnx.data").stat().st_size,
+            "model.onnx.data": Path("model.onnx.data").stat().st_size,
+        }
+        assert load("model.onnx").external
+        assert all(np.array_equal(values(onnx.load("model.onnx"))[n], held) for n, held in values(model).items())
+
+
+def test_small_tensors_stay_inside_and_those_of_subgraphs_go_out(tmp_path: Path) -> None:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["inner"], ["y"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [400])],
+        [numpy_helper.from_array(np.arange(400, dtype=np.float32), "inner")],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("If", ["c"], ["z"], then_branch=body, else_branch=body)],
+        "g",
+        [helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [400])],
+        [numpy_helper.from_array(np.ones(4, np.float32), "few")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    save(model, tmp_path / "model.onnx", external=True)
+    assert (tmp_path / "model.onnx.data").stat().st_size == 2 * 1600
+    assert load(tmp_path / "model.onnx").proto.graph.node[0].attribute[0].g.initializer[0].raw_data
+    save(small(2), tmp_path / "tiny.onnx", external=True)
+    assert not (tmp_path / "tiny.onnx.data").exists()
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_of_a_link_the_target_is_written(tmp_path: Path, external: bool) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.onnx"
+    link.symlink_to(Path("real") / "model.onnx")
+    for channels in (8, 32):  # the target is not there the first time
+        save(small(channels), link, external=external)
+        assert link.is_symlink()
+        assert run(load(tmp_path / "real" / "model.onnx").proto, feeds(small(channels)))
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name != "real"] == ["link.onnx"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for write in (lambda: save(small(), pipe), lambda: write_text("text", pipe)):
+        with pytest.raises(RecipeError, match="not a regular file"):
+            write()
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_files_are_published_together_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+
+    def write(*paths: Path) -> None:
+        with publication(*paths) as drafts:
+            for draft in drafts:
+                draft.write_text("new")
+
+    for second in (tmp_path / "b", Path("/proc/b")):  # a folder in the way; a place where nothing can be made
+        with pytest.raises(RecipeError, match="cannot be written"):
+            write(tmp_path / "a", second)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
+
+
+def test_an_interruption_waits_until_all_is_in_its_place(tmp_path: Path) -> None:
+    def write() -> None:
+        with publication(tmp_path / "a", tmp_path / "b") as drafts:
+            drafts[0].write_text("1")
+            os.kill(os.getpid(), signal.SIGINT)
+            drafts[1].write_text("2")
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert files(tmp_path) == {"a": b"1", "b": b"2"}
+    assert len(list(tmp_path.iterdir())) == 2
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_text_is_written_atomically(tmp_path: Path) -> None:

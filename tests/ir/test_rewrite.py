@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphprune.ir import rewrite
 from graphprune.ir.folding import constant_values
 from graphprune.passes.canonicalize import canonicalize
+from graphprune.passes.fold import fold
 from tests.nets import Net
 from tests.oracles import TOLERANCE, assert_close, feeds, run, values
 from tests.strategies import graphs
@@ -33,16 +34,16 @@ def assert_same_function(before: onnx.ModelProto, after: onnx.ModelProto, tolera
 @given(model=graphs())
 def test_canonical_forms_compute_the_same(model: onnx.ModelProto) -> None:
     before = model.SerializeToString(deterministic=True)
-    plain = canonicalize(model, fold_weights=False)
+    plain = canonicalize(model)
     assert_same_function(model, plain)
     stored = values(plain)
     for name, value in values(model).items():
         if name in stored:
             assert stored[name].tobytes() == value.tobytes(), name
     # Folding scales weights by up to 1/sqrt(0.5), each rounded once more.
-    assert_same_function(model, canonicalize(model, fold_weights=True), 4 * TOLERANCE)
+    assert_same_function(model, fold(canonicalize(model)), 4 * TOLERANCE)
     assert model.SerializeToString(deterministic=True) == before
-    again = canonicalize(plain, fold_weights=False)
+    again = canonicalize(plain)
     assert again.SerializeToString(deterministic=True) == plain.SerializeToString(deterministic=True)
 
 
@@ -63,7 +64,7 @@ def test_constant_nodes_become_initializers(attribute: dict[str, Any], expected:
     constant = net._made("k", expected.shape)
     net.nodes.append(helper.make_node("Constant", [], [constant], **attribute))
     model = net.build(net.add(data, constant))
-    result = canonicalize(model, fold_weights=False)
+    result = canonicalize(model)
     assert operators(result) == {"Add": 1}
     stored = values(result)["k"]
     assert stored.dtype == expected.dtype
@@ -87,14 +88,14 @@ def test_a_constant_that_is_an_output_and_is_read_too() -> None:
     data = net.input(["N", 3])
     constant = net.constant(np.array([1.0, 2.0, 3.0], np.float32), "k")
     model = net.build(net.add(data, constant), constant)
-    assert_same_function(model, canonicalize(model, fold_weights=False))
+    assert_same_function(model, canonicalize(model))
 
 
 def test_constants_of_strings_stay_nodes() -> None:
     node = helper.make_node("Constant", [], ["y"], value_strings=[b"a", b"b"])
     graph = helper.make_graph([node], "net", [], [helper.make_tensor_value_info("y", TensorProto.STRING, [2])])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    assert operators(canonicalize(model, fold_weights=False)) == {"Constant": 1}
+    assert operators(canonicalize(model)) == {"Constant": 1}
 
 
 # -- initializers listed as inputs ---------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def test_initializers_leave_the_inputs_where_the_ir_version_lets_them(opset: int
     net = Net(opset, listed=True)
     model = net.build(net.conv(net.input(["N", 3, 4, 4]), 2))
     assert len(model.graph.input) == 3
-    result = canonicalize(model, fold_weights=False)
+    result = canonicalize(model)
     assert [value.name for value in result.graph.input] == ["x_0", *(["w_0", "b_0"] if listed else [])]
     assert_same_function(model, result)
 
@@ -126,7 +127,7 @@ def test_shape_arithmetic_is_folded_and_weights_are_not() -> None:
     found = constant_values(model)
     assert found[target].tolist() == [2, -1]
     assert scaled not in found
-    result = canonicalize(model, fold_weights=False)
+    result = canonicalize(model)
     assert operators(result) == {"Conv": 1, "Reshape": 1, "Mul": 1, "MatMul": 1}
     assert_same_function(model, result)
 
@@ -142,7 +143,7 @@ def test_known_extents_of_dynamic_shapes_are_folded() -> None:
     assert found[channels].tolist() == 4
     assert batch not in found
     assert shape not in found
-    result = canonicalize(model, fold_weights=False)
+    result = canonicalize(model)
     assert operators(result)["Gather"] == 1
     inputs = {"x_0": np.ones((2, 3, 5, 6), np.float32)}
     assert_close(run(model, inputs), run(result, inputs))
@@ -152,7 +153,7 @@ def test_a_folded_output_keeps_its_node() -> None:
     net = Net()
     data = net.input([2, 3])
     model = net.build(net.node("Shape", [net.relu(data)], [2], kind=TensorProto.INT64))
-    result = canonicalize(model, fold_weights=False)
+    result = canonicalize(model)
     assert operators(result)["Shape"] == 1
     assert_same_function(model, result)
 
@@ -166,7 +167,7 @@ def test_identities_and_dropout_go(opset: int) -> None:
     data = net.node("Identity", [net.dropout(net.node("Identity", [net.conv(net.input(["N", 3, 4, 4]), 4)]))])
     weight = net.node("Identity", [net.weight([2, 4, 1, 1])])
     model = net.build(net.node("Conv", [data, weight], ["N", 2, 4, 4]))
-    result = canonicalize(model, fold_weights=False)
+    result = canonicalize(model)
     assert operators(result) == {"Conv": 2}
     assert_same_function(model, result)
 
@@ -175,7 +176,7 @@ def test_an_identity_that_makes_an_output_stays() -> None:
     net = Net()
     hidden = net.relu(net.input(["N", 3]))
     model = net.build(net.node("Identity", [hidden]), net.dropout(hidden))
-    result = canonicalize(model, fold_weights=False)
+    result = canonicalize(model)
     assert operators(result) == operators(model)
     assert_same_function(model, result)
 
@@ -185,7 +186,7 @@ def test_a_dropout_whose_mask_is_read_stays() -> None:
     data, mask = net.nodes_of("Dropout", [net.input(["N", 3])], [["N", 3], ["N", 3]])
     net.kinds[mask] = TensorProto.BOOL
     model = net.build(net.relu(data), net.node("Not", [mask]))
-    assert operators(canonicalize(model, fold_weights=False))["Dropout"] == 1
+    assert operators(canonicalize(model))["Dropout"] == 1
 
 
 def test_an_identity_that_a_subgraph_captures_stays() -> None:
@@ -201,7 +202,7 @@ def test_an_identity_that_a_subgraph_captures_stays() -> None:
     model = net.build(
         net.node("If", [flag], ["N", 3], kind=TensorProto.FLOAT, then_branch=branch("Neg"), else_branch=branch("Abs"))
     )
-    result = canonicalize(model, fold_weights=False)
+    result = canonicalize(model)
     onnx.checker.check_model(result, full_check=True)
     for chosen in (True, False):
         inputs = {"x_0": np.ones((2, 3), np.float32), "flag": np.array(chosen)}
@@ -229,10 +230,10 @@ def test_normalisation_is_folded_into_the_convolution(bias: bool, group: int) ->
     net = Net()
     data = net.conv(net.input(["N", 3, 4, 4]), 4)
     model = net.build(net.conv(net.relu(net.batch_norm(net.conv(data, 8, 3, group=group, bias=bias))), 2))
-    folded = canonicalize(model, fold_weights=True)
+    folded = fold(canonicalize(model))
     assert operators(folded) == {"Conv": 3, "Relu": 1}
     assert_same_function(model, folded)
-    assert operators(canonicalize(model, fold_weights=False))["BatchNormalization"] == 1
+    assert operators(canonicalize(model))["BatchNormalization"] == 1
 
 
 def test_normalisation_stays_where_the_convolution_has_other_readers() -> None:
@@ -241,7 +242,7 @@ def test_normalisation_stays_where_the_convolution_has_other_readers() -> None:
     shared_weight = net.weight([4, 3, 1, 1])
     twice = [net.conv("x_0", 4, weight=shared_weight) for _ in range(2)]
     model = net.build(net.add(net.batch_norm(made), made), *(net.batch_norm(one) for one in twice))
-    folded = canonicalize(model, fold_weights=True)
+    folded = fold(canonicalize(model))
     assert operators(folded)["BatchNormalization"] == 3
     assert_same_function(model, folded)
 
@@ -250,7 +251,7 @@ def test_normalisation_of_an_output_stays() -> None:
     net = Net()
     made = net.conv(net.input(["N", 3, 4, 4]), 4)
     model = net.build(made, net.batch_norm(made))
-    assert_same_function(model, canonicalize(model, fold_weights=True))
+    assert_same_function(model, fold(canonicalize(model)))
 
 
 def test_normalisation_by_the_batch_s_own_statistics_stays() -> None:
@@ -260,9 +261,9 @@ def test_normalisation_by_the_batch_s_own_statistics_stays() -> None:
     node = model.graph.node[-1]
     node.attribute.append(helper.make_attribute("training_mode", 1))
     node.output.extend(["running_mean", "running_var"])
-    assert operators(canonicalize(model, fold_weights=True))["BatchNormalization"] == 1
+    assert operators(fold(canonicalize(model)))["BatchNormalization"] == 1
     del node.output[1:]
-    assert operators(canonicalize(model, fold_weights=True))["BatchNormalization"] == 1
+    assert operators(fold(canonicalize(model)))["BatchNormalization"] == 1
 
 
 def test_one_tensor_in_two_roles_of_a_normalisation() -> None:
@@ -270,7 +271,7 @@ def test_one_tensor_in_two_roles_of_a_normalisation() -> None:
     made = net.conv(net.input(["N", 3, 4, 4]), 4, bias=False)
     ones, zeros = net.initializer(np.full(4, 1.5), "ones"), net.initializer(np.full(4, 0.25), "zeros")
     model = net.build(net.node("BatchNormalization", [made, ones, zeros, zeros, ones]))
-    folded = canonicalize(model, fold_weights=True)
+    folded = fold(canonicalize(model))
     assert operators(folded) == {"Conv": 1}
     assert_same_function(model, folded)
 
@@ -284,6 +285,17 @@ def test_a_sparse_initializer_is_kept() -> None:
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(held, places, [3]))
     model.graph.node.append(helper.make_node("Mul", ["relu_0", "sparse"], ["y"]))
     model.graph.output[0].name = "y"
-    result = canonicalize(model, fold_weights=False)
+    result = canonicalize(model)
     assert list(result.graph.sparse_initializer) == list(model.graph.sparse_initializer)
     assert operators(result) == {"Relu": 1, "Mul": 1}
+
+
+def test_a_constant_output_s_initializer_takes_a_name_that_is_free() -> None:
+    net = Net(constants=True)
+    first = net.constant(np.array([1.0, 2.0], np.float32), "k")
+    shapes = [first, net.input([2], f"{first}_value"), net.input([2], f"{first}_value_")]
+    model = net.build(first, net.add(*shapes, op="Sum"))
+    before = run(model, feeds(model))
+    assert rewrite.constants_to_initializers(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    assert_close(before, run(model, feeds(model)))

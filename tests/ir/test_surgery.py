@@ -216,3 +216,20 @@ def test_shape_constants_that_a_subgraph_reads_stay() -> None:
     inputs = {"x_0": np.ones((2, 3, 2, 2), np.float32), "flag": np.array(True)}
     pruned = check_removal(coupling, removal(coupling, units_on(coupling, "w_0", 0)[:2]), inputs)
     assert run(pruned, inputs)[chosen].tolist() == [1, -24]
+
+
+# -- notes of the exporter -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noted", ["relu_0", "w_0", "b_0"])
+def test_a_note_of_another_rank_is_dropped(noted: str) -> None:
+    net = Net()
+    model = net.build(net.gemm(net.relu(net.gemm(net.input(["N", 3]), 6)), 2))
+    model.graph.value_info.append(helper.make_tensor_value_info(noted, net.kind, [1, 6, 1]))
+    model.graph.value_info.append(helper.make_tensor_value_info("gemm_0", net.kind, ["N", 6]))
+    onnx.checker.check_model(model)
+    coupling = couple(Graph(model))
+    pruned, _ = remove(coupling, removal(coupling, units_on(coupling, "w_0", 0)[:2]))
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in pruned.graph.value_info}
+    assert shapes == {"gemm_0": [0, 4]}
+    onnx.checker.check_model(pruned, full_check=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
+from graphprune.ir.coupling import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.units import Contraction
-from graphprune.ir.weights import constant_value, contracted_matrix, contracted_norms
+from graphprune.ir.weights import constant_value, contracted_matrix, contracted_norms, produced_norms
 from tests.nets import Net
 from tests.oracles import coupled, run, values
 
@@ -92,3 +94,39 @@ def test_two_activations_have_no_matrix() -> None:
     graph, contraction = second(model)
     assert contracted_matrix(graph, contraction) is None
     assert contracted_norms(graph, contraction).tolist() == [1.0] * 4
+
+
+def computed_weight(domain: str, *functions: onnx.FunctionProto) -> onnx.ModelProto:
+    """A product with a weight that an operator of another domain computes."""
+    net = Net()
+    net.imports[domain] = 1
+    made = net.node("Twice", [net.weight([3, 4])], name="twice", domain=domain)
+    graph = helper.make_graph(
+        [*net.nodes, helper.make_node("MatMul", ["x", made], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])],
+        net.initializers,
+        value_info=[helper.make_tensor_value_info(made, TensorProto.FLOAT, [3, 4])],
+    )
+    imports = [helper.make_opsetid(name, version) for name, version in net.imports.items()]
+    return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=8)
+
+
+def test_a_weight_that_a_local_function_computes_is_computed() -> None:
+    body = [helper.make_node("Add", ["a", "a"], ["b"])]
+    twice = helper.make_function("my", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    model = computed_weight("my", twice)
+    onnx.checker.check_model(model)
+    found = constant_value(Graph(model), "twice_0")
+    assert found is not None
+    np.testing.assert_array_equal(found, 2 * values(model)["w_0"])
+
+
+def test_a_weight_that_an_unknown_operator_computes_is_not_known() -> None:
+    coupling = couple(Graph(computed_weight("my")))
+    assert constant_value(coupling.graph, "twice_0") is None
+    (contraction,) = coupling.contractions
+    assert contracted_matrix(coupling.graph, contraction) is None
+    assert produced_norms(coupling.graph, contraction) is None
+    assert contracted_norms(coupling.graph, contraction).tolist() == [1.0] * 3

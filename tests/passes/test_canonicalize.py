@@ -9,6 +9,7 @@ from hypothesis import given
 from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.passes.canonicalize import canonicalize
+from graphprune.passes.fold import fold
 from tests.measure import Array, editable
 from tests.nets import Net
 from tests.oracles import assert_close, feeds, run
@@ -17,10 +18,16 @@ from tests.strategies import graphs
 VALUE = helper.make_tensor_value_info
 
 
+def form(model: onnx.ModelProto, fold_weights: bool) -> onnx.ModelProto:
+    """Canonicalize, and where weights may change fold normalisations."""
+    result = canonicalize(model)
+    return fold(result) if fold_weights else result
+
+
 def canonical(model: onnx.ModelProto, *, fold_weights: bool) -> onnx.ModelProto:
     """Canonicalize, and demand what always holds: same outputs, same interface, original unchanged, idempotent."""
     before = model.SerializeToString(deterministic=True)
-    result = canonicalize(model, fold_weights=fold_weights)
+    result = form(model, fold_weights)
     assert model.SerializeToString(deterministic=True) == before, "the original was changed"
     onnx.checker.check_model(result, full_check=True)
     assert list(result.graph.output) == list(model.graph.output)
@@ -32,7 +39,7 @@ def canonical(model: onnx.ModelProto, *, fold_weights: bool) -> onnx.ModelProto:
     assert list(result.metadata_props) == list(model.metadata_props)
     inputs = feeds(model, 7, 3)
     assert_close(run(model, inputs), run(result, inputs), 1e-5 if fold_weights else 1e-6)
-    again = canonicalize(result, fold_weights=fold_weights)
+    again = form(result, fold_weights)
     assert again.SerializeToString(deterministic=True) == result.SerializeToString(deterministic=True)
     return result
 
@@ -195,12 +202,12 @@ def scaled(model: onnx.ModelProto) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize("opset", [8, 9, 13, 15, 21])
-@pytest.mark.parametrize("form", ["bias", "no bias", "grouped", "depthwise", "one dimension"])
-def test_normalisation_is_folded_exactly(opset: int, form: str) -> None:
+@pytest.mark.parametrize("kind", ["bias", "no bias", "grouped", "depthwise", "one dimension"])
+def test_normalisation_is_folded_exactly(opset: int, kind: str) -> None:
     net = Net(opset)
-    data = net.input(["N", 4, 6] if form == "one dimension" else ["N", 4, 6, 6])
-    group = {"grouped": 2, "depthwise": 4}.get(form, 1)
-    data = net.batch_norm(net.conv(data, 8, 3, group=group, bias=form in ("bias", "grouped")))
+    data = net.input(["N", 4, 6] if kind == "one dimension" else ["N", 4, 6, 6])
+    group = {"grouped": 2, "depthwise": 4}.get(kind, 1)
+    data = net.batch_norm(net.conv(data, 8, 3, group=group, bias=kind in ("bias", "grouped")))
     model = net.build(net.relu(data))
     result = canonical(model, fold_weights=True)
     assert ops(result) == ["Conv", "Relu"]
@@ -272,7 +279,7 @@ def test_normalisation_by_the_batch_itself_stays() -> None:
     names = [net.vector(6, name, 0.5, 1.5) for name in ("scale", "shift", "mean", "var")]
     model = net.build(net.node("BatchNormalization", [data, *names]))
     model.graph.node[1].attribute.append(helper.make_attribute("training_mode", 1))
-    result = canonicalize(model, fold_weights=True)
+    result = fold(canonicalize(model))
     assert ops(result) == ["Conv", "BatchNormalization"]
     assert_weights_kept(model, result)
 

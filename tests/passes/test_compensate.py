@@ -27,7 +27,7 @@ def repaired(
     model: onnx.ModelProto, weight: str, channels: Sequence[int], inputs: Feeds
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Remove output channels of a weight, and repair it; return the model without and with the repair."""
-    coupling = couple(Graph(canonicalize(model, fold_weights=False)))
+    coupling = couple(Graph(canonicalize(model)))
     statistics = calibrate(coupling.graph, probes_for(coupling), open_source(inputs, input_specs(model)), threads=1)
     units = units_on(coupling, weight, 0)
     removed = removal(coupling, [units[channel] for channel in channels])
@@ -173,7 +173,7 @@ def test_consumers_that_lose_channels_themselves_are_repaired_where_they_stay() 
     hidden = net.relu(net.conv(net.input(["N", 3, 6, 6]), 6, 3))
     middle = net.relu(unpadded(net, hidden, 5, bias=net.vector(5)))
     model = constant_units(net.build(unpadded(net, middle, 2, bias=net.vector(2))), {"w_0": [1], "w_1": [0, 3]})
-    coupling = couple(Graph(canonicalize(model, fold_weights=False)))
+    coupling = couple(Graph(canonicalize(model)))
     inputs = feeds(model, 1, 8)
     statistics = calibrate(coupling.graph, probes_for(coupling), open_source(inputs, input_specs(model)), threads=1)
     first, second = units_on(coupling, "w_0", 0), units_on(coupling, "w_1", 0)
@@ -225,7 +225,7 @@ def test_an_addend_for_each_row_is_not_taken_for_a_bias(addend: tuple[int, ...])
     arrays["w_0"][:, [1, 4]] = 0
     arrays["b_0"][[1, 4]] = 0.7
     model = replaced(model, **arrays)
-    coupling = couple(Graph(canonicalize(model, fold_weights=False)))
+    coupling = couple(Graph(canonicalize(model)))
     inputs = feeds(model, 1, 8)
     statistics = calibrate(coupling.graph, probes_for(coupling), open_source(inputs, input_specs(model)), threads=1)
     units = units_on(coupling, "w_0", 1)
@@ -246,7 +246,7 @@ def test_a_batched_weight_gets_no_bias_that_mixes_its_batches() -> None:
     arrays["w_0"][:, [1, 4]] = 0
     arrays["b_0"][[1, 4]] = 0.7
     model = replaced(model, **arrays)
-    coupling = couple(Graph(canonicalize(model, fold_weights=False)))
+    coupling = couple(Graph(canonicalize(model)))
     inputs = feeds(model, 1, 8)
     statistics = calibrate(coupling.graph, probes_for(coupling), open_source(inputs, input_specs(model)), threads=1)
     units = units_on(coupling, "w_0", 1)
@@ -267,7 +267,7 @@ def test_the_deltas_are_the_means_times_the_weights() -> None:
     output = net.conv(hidden, 4, 3)
     model = net.build(output)
     inputs = feeds(model, 1, 8)
-    coupling = couple(Graph(canonicalize(model, fold_weights=False)))
+    coupling = couple(Graph(canonicalize(model)))
     statistics = calibrate(coupling.graph, probes_for(coupling), open_source(inputs, input_specs(model)), threads=1)
     units = units_on(coupling, "w_0", 0)
     removed = removal(coupling, [units[0], units[5]])

@@ -265,3 +265,32 @@ def test_a_model_without_weights_reaches_only_zero() -> None:
     with pytest.raises(TargetError) as caught:
         sparsified(model, 0.5)
     assert caught.value.reachable == 0.0
+
+
+def weight_normalised(length: str) -> onnx.ModelProto:
+    """A convolution whose weight is g * v / |v|, as torch's weight_norm exports it."""
+    net = Net(13)
+    data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 6))
+    direction = net.weight([5, 6, 1, 1], "v")
+    norm = net.reduce(direction, [1, 2, 3], "ReduceL2")
+    scaled = net.add(net.initializer(np.full((5, 1, 1, 1), 0.01), length), direction, op="Mul")
+    weight = net.add(scaled, norm, op="Div")
+    return net.build(net.conv(net.relu(net.conv(data, 5, 1, weight=weight)), 2))
+
+
+def test_neither_length_nor_direction_of_weight_normalisation_is_zeroed() -> None:
+    assert names(weight_normalised("g")) == ["w_0", "w_1"]
+
+
+def test_a_divisor_is_never_zeroed() -> None:
+    net = Net(13)
+    weight = net.add(net.weight([6, 4]), net.initializer(np.full((6, 4), 0.5), "divisor"), op="Div")
+    assert names(net.build(net.node("MatMul", [net.input(["N", 6]), weight], ["N", 4]))) == ["w_0"]
+
+
+def test_a_weight_that_is_an_output_too_is_not_zeroed() -> None:
+    net = Net(13)
+    made = net.gemm(net.relu(net.gemm(net.input(["N", 6]), 4)), 3)
+    model = net.build(made)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("w_0", onnx.TensorProto.FLOAT, [4, 6]))
+    assert names(model) == ["w_1"]

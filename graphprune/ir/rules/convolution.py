@@ -33,6 +33,8 @@ def couple_conv(node: Node, coupler: Coupler) -> None:
     groups = int(node.attributes.get("group", 1))
     reason = Reason(node.label, node.op, f"the channels that {node.op} reads are not known")
     shape = coupler.shape(weight)
+    summed = _summed(coupler, data, depthwise=groups > 1 and shape is not None and shape[1] == 1)
+    coupler.contract(Contraction(node, 0, 1, data_axis=summed, weight_axis=1, output_axis=0, groups=groups))
     if shape is None or coupler.shape(data) is None or any(not isinstance(d, int) for d in shape):
         coupler.freeze_node(node, "a weight or activation of unknown shape meets Conv")
         return
@@ -52,11 +54,14 @@ def couple_conv(node: Node, coupler: Coupler) -> None:
         return
     else:
         _couple_groups(coupler, weight, groups, channels, outputs)
-    summed = 1 if groups == 1 or shape[1] != 1 else None
-    coupler.contract(Contraction(node, 0, 1, data_axis=summed, weight_axis=1, output_axis=0, groups=groups))
     if bias:
         coupler.join(outputs, coupler.vector(bias, 0), reason)
     coupler.set_axis(node.outputs[0], 1, outputs, coupler.on_axes(data, (0,)))
+
+
+def _summed(coupler: Coupler, data: str, *, depthwise: bool) -> int | None:
+    """The activation's axis that is summed over; none where a group has one channel, or the rank is not known."""
+    return None if depthwise or coupler.shape(data) is None else 1
 
 
 def couple_conv_transpose(node: Node, coupler: Coupler) -> None:
@@ -64,6 +69,9 @@ def couple_conv_transpose(node: Node, coupler: Coupler) -> None:
     data, weight, bias = node.input(0), node.input(1), node.input(2)
     groups = int(node.attributes.get("group", 1))
     shape = coupler.shape(weight)
+    summed = _summed(coupler, data, depthwise=groups > 1 and shape is not None and shape[0] == groups)
+    # The weight's axis 0 runs over the channels of all groups, so that none has to be told apart.
+    coupler.contract(Contraction(node, 0, 1, data_axis=summed, weight_axis=0, output_axis=1))
     if shape is None or coupler.shape(data) is None or (groups > 1 and weight not in coupler.graph.initializers):
         coupler.freeze_node(node, "a weight or activation of unknown shape meets ConvTranspose")
         return
@@ -81,9 +89,6 @@ def couple_conv_transpose(node: Node, coupler: Coupler) -> None:
         outputs = np.repeat(channels, int(shape[1] or 1))
     else:
         outputs = _output_groups(coupler, weight, groups, channels)
-    summed = None if groups > 1 and shape[0] == groups else 1
-    # The weight's axis 0 runs over the channels of all groups, so that none has to be told apart.
-    coupler.contract(Contraction(node, 0, 1, data_axis=summed, weight_axis=0, output_axis=1))
     if bias:
         coupler.join(outputs, coupler.vector(bias, 0), Reason(node.label, node.op, UNKNOWN))
     coupler.set_axis(node.outputs[0], 1, outputs, coupler.on_axes(data, (0,)))

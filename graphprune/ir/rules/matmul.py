@@ -14,15 +14,19 @@ from graphprune.ir.graph import Node
 from graphprune.ir.rules.rule import Rule
 from graphprune.ir.units import Contraction
 
+Axes = tuple[int, int]
+"""Of an operand, the axis that is summed over and the one that passes into the output."""
+
 
 def couple_gemm(node: Node, coupler: Coupler) -> None:
     """Couple alpha * A' B' + beta * C, where A' and B' may be transposed and C is broadcast."""
-    if not coupler.ranked(node):
-        return
     left, right, bias = node.input(0), node.input(1), node.input(2)
     left_axis = 0 if node.attributes.get("transA", 0) else 1
     right_axis = 1 if node.attributes.get("transB", 0) else 0
-    _contract(node, coupler, left_axis, right_axis, 1 - right_axis)
+    _note(node, coupler, (left_axis, 1 - left_axis), (right_axis, 1 - right_axis))
+    if not coupler.ranked(node):
+        return
+    _join(node, coupler, left_axis, right_axis)
     rows, columns = coupler.vector(left, 1 - left_axis), coupler.vector(right, 1 - right_axis)
     result = [along(ids, 2, axis) for axis, ids in enumerate((rows, columns)) if ids is not None]
     coupler.set(node.outputs[0], result)
@@ -32,28 +36,40 @@ def couple_gemm(node: Node, coupler: Coupler) -> None:
 
 def couple_matmul(node: Node, coupler: Coupler) -> None:
     """Couple a (batched) matrix product."""
-    if not coupler.ranked(node):
-        return
     left, right = node.input(0), node.input(1)
     left_rank, right_rank = (len(coupler.shape(name) or ()) for name in (left, right))
+    _note(
+        node,
+        coupler,
+        (left_rank - 1, left_rank - 2) if left_rank > 1 else None,
+        (right_rank - 2, right_rank - 1) if right_rank > 1 else None,
+    )
+    if not coupler.ranked(node):
+        return
     if min(left_rank, right_rank) < 2:
         coupler.freeze_node(node, "MatMul with a vector")
         return
-    _contract(node, coupler, left_rank - 1, right_rank - 2, right_rank - 1)
+    _join(node, coupler, left_rank - 1, right_rank - 2)
     rank = max(left_rank, right_rank)
     batch = list(range(-rank, -2))
     coupler.set(node.outputs[0], coupler.merge(node, [left, right], only=[[*batch, -2], [*batch, -1]]))
 
 
-def _contract(node: Node, coupler: Coupler, left_axis: int, right_axis: int, output_axis: int) -> None:
+def _note(node: Node, coupler: Coupler, left: Axes | None, right: Axes | None) -> None:
+    """Note the product: the weight is what is constant, the right operand where both are or neither is."""
+    constant = [name in coupler.graph.constants for name in node.inputs[:2]]
+    data, weight = (1, 0) if constant == [True, False] else (0, 1)
+    axes = (left, right)
+    read, multiplied = axes[data], axes[weight]
+    if multiplied is not None:
+        ranked = coupler.shape(node.input(data)) is not None
+        coupler.contract(Contraction(node, data, weight, read[0] if read and ranked else None, *multiplied))
+
+
+def _join(node: Node, coupler: Coupler, left_axis: int, right_axis: int) -> None:
     reason = Reason(node.label, node.op, f"the positions that {node.op} sums over are not known")
     left, right = node.input(0), node.input(1)
     coupler.join(coupler.vector(left, left_axis), coupler.vector(right, right_axis), reason)
-    if left in coupler.graph.constants and right not in coupler.graph.constants:
-        last = len(coupler.shape(left) or ()) - 1
-        coupler.contract(Contraction(node, 1, 0, right_axis, left_axis, 2 * last - 1 - left_axis))
-    else:
-        coupler.contract(Contraction(node, 0, 1, left_axis, right_axis, output_axis))
 
 
 RULES = {"Gemm": Rule(couple_gemm), "MatMul": Rule(couple_matmul)}

@@ -29,6 +29,9 @@ INPUT, WEIGHT, RECURRENCE, BIAS, LENGTHS, STATE, CELL, PEEPHOLE = range(8)
 def couple_recurrent(node: Node, coupler: Coupler) -> None:
     """Tie every hidden unit's rows, column, state and output together."""
     weight, recurrence = node.input(WEIGHT), node.input(RECURRENCE)
+    read = None if coupler.shape(node.input(INPUT)) is None else 2
+    coupler.contract(Contraction(node, INPUT, WEIGHT, data_axis=read, weight_axis=2, output_axis=1))
+    coupler.contract(Contraction(node, INPUT, RECURRENCE, data_axis=None, weight_axis=2, output_axis=1))
     hidden = _units(node, coupler)
     if hidden is None:
         coupler.freeze_node(node, f"the weights of {node.op} are computed")
@@ -46,8 +49,6 @@ def couple_recurrent(node: Node, coupler: Coupler) -> None:
             coupler.join(hidden, coupler.vector(node.input(slot), 2), reason)
     coupler.pass_axes(node, node.input(INPUT), (2,), f"{node.op} runs along the axis")
     coupler.join(coupler.vector(node.input(INPUT), 2), coupler.vector(weight, 2), reason)
-    coupler.contract(Contraction(node, INPUT, WEIGHT, data_axis=2, weight_axis=2, output_axis=1))
-    coupler.contract(Contraction(node, INPUT, RECURRENCE, data_axis=None, weight_axis=2, output_axis=1))
     for name, rank in zip(node.outputs, (4, 3, 3), strict=False):
         if name:
             coupler.set_axis(name, rank - 1, hidden)

@@ -92,7 +92,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("op", "options"), CASES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_removing_hidden_units_equals_masking_them(op: str, options: dict[str, Any], seed: int) -> None:
-    model = canonicalize(network(op, **options), fold_weights=False)
+    model = canonicalize(network(op, **options))
     coupling = couple(Graph(model))
     sizes = {group.name: len(group.units) for group in coupling.groups}
     assert sorted(sizes.values()) == [INPUTS, HIDDEN]
@@ -119,7 +119,7 @@ def test_removing_hidden_units_equals_masking_them(op: str, options: dict[str, A
 
 def test_batch_first_layout_is_coupled_alike() -> None:
     """ONNX Runtime does not run layout 1, so the shapes are checked alone."""
-    coupling = couple(Graph(canonicalize(network("LSTM", layout=1), fold_weights=False)))
+    coupling = couple(Graph(canonicalize(network("LSTM", layout=1))))
     assert sorted(len(group.units) for group in coupling.groups) == [INPUTS, HIDDEN]
     removed = np.zeros(coupling.units, dtype=np.bool_)
     for group in coupling.groups:
@@ -134,7 +134,7 @@ def test_a_state_that_is_a_graph_input_freezes_the_units() -> None:
     (state,) = [tensor for tensor in model.graph.initializer if tensor.name == "state"]
     model.graph.initializer.remove(state)
     model.graph.input.append(helper.make_tensor_value_info("state", TensorProto.FLOAT, [1, BATCH, HIDDEN]))
-    coupling = couple(Graph(canonicalize(model, fold_weights=False)))
+    coupling = couple(Graph(canonicalize(model)))
     assert [len(group.units) for group in coupling.groups] == [INPUTS]
     assert "graph input 'state' keeps its shape" in {declined.reason.text for declined in coupling.declined}
 
@@ -144,6 +144,6 @@ def test_computed_weights_freeze_the_node() -> None:
     (weight,) = [tensor for tensor in model.graph.initializer if tensor.name == "R"]
     model.graph.initializer.remove(weight)
     model.graph.input.append(helper.make_tensor_value_info("R", TensorProto.FLOAT, [1, HIDDEN, HIDDEN]))
-    coupling = couple(Graph(canonicalize(model, fold_weights=False)))
+    coupling = couple(Graph(canonicalize(model)))
     assert coupling.groups == ()
     assert "the weights of RNN are computed" in {declined.reason.text for declined in coupling.declined}
