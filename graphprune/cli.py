@@ -15,8 +15,10 @@ from rich.progress import Progress
 
 import graphprune
 from graphprune import report
-from graphprune.api import as_model, check_output, compare, inspect, prune, write
+from graphprune.api import as_model, inspect, prune
+from graphprune.comparison import compare
 from graphprune.errors import GraphPruneError
+from graphprune.output import check_output, write
 from graphprune.recipe import Recipe, read_recipe
 from graphprune.verify.gate import Gate
 

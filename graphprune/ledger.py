@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from graphprune.ir.model import write_text
+from graphprune.ir.publication import write_text
 from graphprune.verify.fidelity import Fidelity, RelativeError
 from graphprune.verify.gate import Gate
 from graphprune.verify.latency import Latency

@@ -77,6 +77,22 @@ class Recipe:
                 raise RecipeError("--structural and --channels both say how much to remove", hint="give one of them")
 
 
+def demand_recipe(recipe: object) -> None:
+    """Demand that what was given is a recipe.
+
+    Raises
+    ------
+    RecipeError
+        When it is something else.
+    """
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"what to do must be a graphprune.Recipe, not a {type(recipe).__name__}",
+            where="recipe",
+            hint="give Recipe(target=0.9), for example",
+        )
+
+
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the fields of a recipe from a TOML file.
 

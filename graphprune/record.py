@@ -171,3 +171,8 @@ def one_sample_shapes(source: Source) -> dict[str, Shape]:
     """Return the input shapes of one sample, batch axis included."""
     feeds = next(iter(source.subset(1).batches(1)))
     return {name: tuple(value.shape) for name, value in feeds.items()}
+
+
+def file_record(model: Model) -> FileRecord:
+    """Return where a model came from, and its hash."""
+    return FileRecord(str(model.path) if model.path else None, model.sha256)

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from graphprune.api import Comparison, Inspection
+from graphprune.api import Inspection
+from graphprune.comparison import Comparison
 from graphprune.ledger import DeclinedRecord, GroupRecord, Ledger, finite
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate

@@ -18,10 +18,12 @@ from onnx import numpy_helper
 
 import graphprune
 from graphprune import CalibrationError, Ledger, ModelError, Recipe, RecipeError, TargetError, prune
-from graphprune.api import as_model, check_output, compare, inspect, write
+from graphprune.api import as_model, inspect
+from graphprune.comparison import compare
 from graphprune.ir.cost import count_nonzero, count_weights
 from graphprune.ir.model import load
 from graphprune.ir.surgery import Kept
+from graphprune.output import check_output, write
 from tests import small
 from tests.measure import editable, materialise
 from tests.nets import Net

@@ -13,9 +13,9 @@ import onnx
 import pytest
 
 from graphprune import Recipe, RecipeError, prune
-from graphprune.api import write
 from graphprune.ir.model import load
 from graphprune.ledger import SCHEMA, Ledger, finite
+from graphprune.output import write
 from tests import small
 from tests.measure import editable
 from tests.oracles import sliced

@@ -153,7 +153,7 @@ ORDER = [
     {"passes", "ledger"},
     {"pipeline"},
     {"record"},
-    {"api"},
+    {"api", "comparison", "output"},
     {"report", "graphprune"},
     {"cli"},
     {"__main__"},

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from graphprune import Ledger, Recipe, prune
-from graphprune.api import Comparison, Inspection, as_model, compare, inspect
+from graphprune.api import Inspection, as_model, inspect
+from graphprune.comparison import Comparison, compare
 from graphprune.ledger import DeclinedRecord, FileRecord
 from graphprune.report import print_comparison, print_inspection, print_ledger, to_json
 from graphprune.verify.gate import Gate

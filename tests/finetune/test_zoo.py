@@ -11,10 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from graphprune import Recipe, prune  # noqa: E402
-from graphprune.api import write  # noqa: E402
 from graphprune.finetune import Masks, to_onnx, to_torch  # noqa: E402
 from graphprune.ir.model import load  # noqa: E402
 from graphprune.ir.tensors import array, float_tensors  # noqa: E402
+from graphprune.output import write  # noqa: E402
 
 pytestmark = pytest.mark.zoo
 

@@ -16,7 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.errors import GraphPruneError, ModelError, RecipeError
-from graphprune.ir.model import fingerprint, from_proto, load, publication, save, write_text
+from graphprune.ir.model import fingerprint, from_proto, load, save
+from graphprune.ir.publication import publication, write_text
 from graphprune.ir.surgery import remove
 from graphprune.ir.tensors import array, float_tensors, list_initializers, replace_values
 from tests.nets import Net

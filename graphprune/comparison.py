@@ -1,0 +1,117 @@
+"""Two models beside each other: outputs, paired latency, weights, MACs, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graphprune import record
+from graphprune.calib.sources import InputSpec, SourceLike, input_specs, open_source
+from graphprune.errors import ModelError
+from graphprune.ir.cost import count_macs, count_nonzero, count_weights
+from graphprune.ir.model import Model
+from graphprune.ledger import Change, FileRecord
+from graphprune.passes.canonicalize import canonicalize
+from graphprune.pipeline import (
+    BATCH_SIZE,
+    FIDELITY_SAMPLES,
+)
+from graphprune.recipe import Recipe, demand_recipe
+from graphprune.verify.fidelity import Fidelity, compare_outputs
+from graphprune.verify.gate import Gate, check_gates
+from graphprune.verify.latency import Latency, compare_latency
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models beside each other.
+
+    Attributes
+    ----------
+    nonzero : Change
+        Weights that are not 0.
+    """
+
+    before: FileRecord
+    after: FileRecord
+    weights: Change
+    nonzero: Change
+    macs: Change
+    bytes: Change
+    latency: Latency
+    fidelity: Fidelity
+    gates: list[Gate]
+    notes: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gate held."""
+        return all(gate.ok for gate in self.gates)
+
+
+def compare(before: Model, after: Model, recipe: Recipe, calibration: SourceLike = None) -> Comparison:
+    """Compare two models that take the same inputs: outputs, paired latency, weights, MACs, bytes.
+
+    Parameters
+    ----------
+    before, after : Model
+    recipe : Recipe
+        Its gates, threads, runs and seed are used.
+    calibration
+        As for `prune`.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    RecipeError, ModelError, CalibrationError
+        When the request, a model or the calibration data cannot be used; also when the models' inputs differ.
+    """
+    demand_recipe(recipe)
+    specs = input_specs(before.proto)
+    _demand_same_inputs(specs, input_specs(after.proto))
+    source = open_source(calibration, specs, seed=recipe.seed)
+    feeds = next(iter(source.subset(1).batches(1)))
+    shapes = record.one_sample_shapes(source)
+    models = before.path or before.proto, after.path or after.proto
+    fidelity = compare_outputs(*models, source.subset(FIDELITY_SAMPLES).batches(BATCH_SIZE))
+    latency = compare_latency(*models, feeds, threads=recipe.threads, runs=recipe.runs, seed=recipe.seed)
+    limits = {"max_latency_ratio": recipe.max_latency_ratio, "max_drop": recipe.max_drop}
+    return Comparison(
+        before=record.file_record(before),
+        after=record.file_record(after),
+        weights=Change(count_weights(before.proto), count_weights(after.proto)),
+        nonzero=Change(count_nonzero(before.proto), count_nonzero(after.proto)),
+        macs=Change(*(count_macs(canonicalize(m.proto), shapes) for m in (before, after))),
+        bytes=Change(before.file_bytes, after.file_bytes),
+        latency=latency,
+        fidelity=fidelity,
+        gates=list(check_gates(latency=latency, fidelity=fidelity, **limits)),
+        notes=record.notes(source),
+    )
+
+
+def _demand_same_inputs(before: Sequence[InputSpec], after: Sequence[InputSpec]) -> None:
+    """Refuse two models that no data fits both of; a free size fits any."""
+    others = {spec.name: spec for spec in after}
+    if {spec.name for spec in before} == set(others) and all(_fit(spec, others[spec.name]) for spec in before):
+        return
+    raise ModelError(
+        "the inputs of the two models differ",
+        where=", ".join(map(str, before)) or "no inputs",
+        why=f"the other model takes {', '.join(map(str, after)) or 'no inputs'}",
+        hint="compare models that take the same inputs",
+    )
+
+
+def _fit(one: InputSpec, other: InputSpec) -> bool:
+    return (
+        one.dtype == other.dtype
+        and len(one.shape) == len(other.shape)
+        and all(
+            a == b or not (isinstance(a, int) and isinstance(b, int))
+            for a, b in zip(one.shape, other.shape, strict=True)
+        )
+    )
