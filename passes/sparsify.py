@@ -132,6 +132,11 @@ def plan(
         return {}
     # Zeros that are there already are the smallest magnitudes of all: they come first, and change nothing.
     chosen = np.sort(np.argpartition(flat, needed + already - 1)[: needed + already])
+    return _by_name(chosen, names, magnitudes)
+
+
+def _by_name(chosen: npt.NDArray[np.int64], names: list[str], magnitudes: list[npt.NDArray[np.floating]]) -> Zeros:
+    """Turn sorted places in the concatenated weights into flat indices by initializer, without zeros already there."""
     starts = np.cumsum([0, *(len(part) for part in magnitudes)])
     cuts = np.searchsorted(chosen, starts)
     zeros: Zeros = {}
