@@ -52,6 +52,8 @@ class WeightRecord:
         Weights of the result that are not 0.
     sparsity : float
         1 - nonzero / before.
+    nonzero_before : int
+        Weights of the original that are not 0.
     """
 
     before: int
@@ -60,6 +62,7 @@ class WeightRecord:
     zeroed: int
     nonzero: int
     sparsity: float
+    nonzero_before: int
 
 
 @dataclass(frozen=True)

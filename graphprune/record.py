@@ -60,6 +60,7 @@ def record(
         zeroed=sum(draft.zeroed.values()),
         nonzero=nonzero,
         sparsity=1 - nonzero / before if before else 0.0,
+        nonzero_before=count_nonzero(original.proto),
     )
     shapes = one_sample_shapes(source)
     sha256, size = fingerprint(draft.model)

@@ -29,7 +29,7 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
     weights = ledger.weights
     table = _table("", "before", "after", "change")
     _row(table, "weights", weights.before, weights.after)
-    _row(table, "nonzero weights", weights.before, weights.nonzero)
+    _row(table, "nonzero weights", weights.nonzero_before, weights.nonzero)
     _row(table, "MACs", ledger.macs.before, ledger.macs.after)
     _row(table, "bytes", ledger.bytes.before, ledger.bytes.after)
     _latency_row(table, ledger.latency)

@@ -178,7 +178,7 @@ def test_a_result_that_is_not_finite_misses_a_gate() -> None:
         Fidelity((), batches=1, relative_l2=0.0, top1_agreement=None, nonfinite=3),
         compare_latency(MODEL.proto, MODEL.proto, next(iter(SOURCE.batches(1))), runs=2),
     )
-    weights = WeightRecord(before=10, after=10, removed=0, zeroed=5, nonzero=5, sparsity=0.5)
+    weights = WeightRecord(before=10, after=10, removed=0, zeroed=5, nonzero=5, sparsity=0.5, nonzero_before=10)
     gates = {gate.name: gate for gate in gates_of(Recipe(target=0.5), weights, verification)}
     assert gates["target"].ok
     assert (gates["nonfinite-outputs"].value, gates["nonfinite-outputs"].ok) == (3, False)
