@@ -15,10 +15,7 @@ from onnx import external_data_helper
 
 from graphprune.errors import ModelError, RecipeError
 from graphprune.ir.publication import data_file, publication
-from graphprune.ir.tensors import FLOAT_TYPES, all_tensors
-
-PROTOBUF_LIMIT = 2**31 - 1
-"""Bytes that one protobuf message can hold; a larger model must keep its weights in external data."""
+from graphprune.ir.tensors import FLOAT_TYPES, all_tensors, is_large, stored_bytes
 
 EXTERNAL_FROM = 1024
 """Bytes from which on a tensor goes to external data."""
@@ -132,8 +129,8 @@ def fingerprint(proto: onnx.ModelProto) -> tuple[str | None, int]:
 
     A model over 2 GB has no single file: its hash is None.
     """
-    if proto.ByteSize() > PROTOBUF_LIMIT:
-        return None, proto.ByteSize()
+    if is_large(proto):
+        return None, stored_bytes(proto)
     data = proto.SerializeToString(deterministic=True)
     return hashlib.sha256(data).hexdigest(), len(data)
 
@@ -166,7 +163,7 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str], *, external: bool
 
 def write_draft(proto: onnx.ModelProto, path: Path, *, external: bool) -> int:
     """Write a model as `save` does, to a place that is all its own; return the bytes written."""
-    external = external or proto.ByteSize() > PROTOBUF_LIMIT
+    external = external or is_large(proto)
     data = 0
     if external:
         copy = onnx.ModelProto()

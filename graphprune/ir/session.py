@@ -15,7 +15,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from graphprune.errors import ModelError
-from graphprune.ir.model import PROTOBUF_LIMIT, save
+from graphprune.ir.model import save
+from graphprune.ir.tensors import is_large
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 """What a session can be opened from: a file, a serialised model, or a model in memory."""
@@ -90,7 +91,7 @@ def open_session(
     # Idle worker threads spin for a while after a run: they would steal the cores from the session timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if isinstance(model, onnx.ModelProto):
-        if model.ByteSize() > PROTOBUF_LIMIT:
+        if is_large(model):
             return _open_large(model, options)
         return _open(model.SerializeToString(), options, "the model in memory")
     if isinstance(model, bytes):

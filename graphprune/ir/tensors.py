@@ -34,6 +34,22 @@ def float_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
+PROTOBUF_LIMIT = 2**31 - 1
+"""Bytes that one protobuf message can hold; a larger model must keep its weights in external data."""
+REST = 2**24
+"""Bytes that a graph may take beside its tensors, as far as `is_large` is concerned."""
+
+
+def stored_bytes(proto: onnx.ModelProto) -> int:
+    """Return the bytes that a model's tensors hold; protobuf itself cannot tell above 2 GB."""
+    return sum(len(t.raw_data) if t.HasField("raw_data") else t.ByteSize() for t in all_tensors(proto))
+
+
+def is_large(proto: onnx.ModelProto) -> bool:
+    """Return whether a model is too large for one protobuf message."""
+    return stored_bytes(proto) + REST > PROTOBUF_LIMIT
+
+
 def list_initializers(proto: onnx.ModelProto) -> int:
     """List every initializer as a graph input, as IR versions before 4 demand; return how many were missing."""
     if proto.ir_version >= FIRST_WITHOUT_INPUTS:

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from graphprune.ir.model import PROTOBUF_LIMIT
 from graphprune.ir.session import Feeds, ModelLike, open_session, run_session
+from graphprune.ir.tensors import is_large
 from graphprune.verify.statistics import CONFIDENCE, Timings, paired_ratio
 
 MIN_BLOCKS = 5
@@ -177,7 +177,7 @@ def _plan(sessions: tuple[ort.InferenceSession, ...], feeds: Feeds, opening: flo
 
 def _serialised(model: ModelLike) -> ModelLike:
     """Serialise a model once for all the sessions that are opened from it."""
-    if isinstance(model, onnx.ModelProto) and model.ByteSize() <= PROTOBUF_LIMIT:
+    if isinstance(model, onnx.ModelProto) and not is_large(model):
         return model.SerializeToString()
     return model
 

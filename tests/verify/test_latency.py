@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.errors import ModelError
-from graphprune.ir import session as session_module
-from graphprune.ir.model import save
+from graphprune.ir import tensors
+from graphprune.ir.model import fingerprint, save
 from graphprune.ir.session import open_session, run_session
 from graphprune.verify.latency import MIN_BLOCKS, compare_latency, measure
 
@@ -75,7 +75,15 @@ def test_a_model_that_cannot_be_loaded_or_run_is_named(tmp_path: Path) -> None:
         open_session(unknown)
 
 
-def test_a_model_over_the_limit_of_protobuf_opens_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "PROTOBUF_LIMIT", 1000)
+def test_a_model_over_the_limit_of_protobuf_goes_through_a_data_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert tensors.stored_bytes(matmul(4)) == 1024
+    assert not tensors.is_large(matmul(4))
+    monkeypatch.setattr(tensors, "PROTOBUF_LIMIT", tensors.REST + 1000)
+    assert tensors.is_large(matmul(4))
     (result,) = run_session(open_session(matmul(4)), FEEDS, ["y"])
     np.testing.assert_array_equal(result, np.full((2, 4), 64, np.float32))
+    save(matmul(4), tmp_path / "large.onnx")
+    assert (tmp_path / "large.onnx.data").stat().st_size == 1024
+    assert fingerprint(matmul(4)) == (None, 1024)
