@@ -65,7 +65,7 @@ def record(
     shapes = one_sample_shapes(source)
     sha256, size = fingerprint(draft.model)
     return Ledger(
-        model=FileRecord(str(original.path) if original.path else None, original.sha256),
+        model=file_record(original),
         output=FileRecord(None, sha256),
         target=recipe.target,
         seed=recipe.seed,

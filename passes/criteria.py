@@ -143,8 +143,9 @@ def normalised(group: Group, scores: Scores) -> FloatArray:
 
 
 def _units(coupling: Coupling, contraction: Contraction) -> npt.NDArray[np.int64] | None:
+    """Units that are consumed: those of the activation, or where they never leave the node of the weight they meet."""
     if contraction.data_axis is None:
-        return None
+        return coupling.vector(contraction.node.input(contraction.weight), contraction.weight_axis)
     return coupling.vector(contraction.node.input(contraction.data), contraction.data_axis)
 
 
@@ -167,11 +168,13 @@ def _dead(coupling: Coupling, statistics: Statistics) -> BoolArray:
         if units is not None and norms is not None:
             _note(units, norms, incoming, made)
     inactive = apoz(coupling, statistics) == 1.0
+    constant = made & (incoming == 0) & ~_varies_otherwise(coupling)
     for contraction in coupling.contractions:
         units, moments = _units(coupling, contraction), _of(contraction, statistics)
         if units is not None and (moments is None or moments.sampled):  # it may be active where nobody looked
             inactive[units[units != FROZEN]] = False
-    constant = made & (incoming == 0) & ~_varies_otherwise(coupling)
+        if units is not None and contraction.data_axis is None:  # a hidden state moves without any input
+            constant[units[units != FROZEN]] = False
     return np.asarray((consumed & (outgoing == 0)) | inactive | constant)
 
 

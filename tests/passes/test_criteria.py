@@ -249,3 +249,28 @@ def test_half_precision_is_counted_exactly() -> None:
     zeros, count = zeros_by_channel(materialise(model, [active], feeds(model, 3, 11))[active])
     assert count > 2048  # more than half precision could count
     assert scores_on(model, "w_0")[0] == (zeros / count).tolist()
+
+
+@pytest.mark.parametrize("case", ["read by hidden units alone", "never active outside", "only a bias"])
+def test_a_hidden_unit_at_work_inside_its_layer_is_alive(case: str) -> None:
+    net = Net()
+    data, hidden, gates = net.input([5, 2, 3]), 4, 3
+    weight, recurrence = net.weight([1, gates * hidden, 3]), net.weight([1, gates * hidden, hidden], "r")
+    bias = net.initializer(np.zeros((1, 2 * gates * hidden)), "bias")
+    state = net.node("GRU", [data, weight, recurrence, bias], [5, 1, 2, hidden], hidden_size=hidden)
+    model = net.build(net.linear(net.relu(net.squeeze(state, [1])), 3))
+    arrays = editable(model)
+    rows = [gate * hidden + 1 for gate in range(gates)]
+    if case == "read by hidden units alone":
+        arrays["w_1"][1] = 0
+    else:
+        arrays["w_0"][0, rows] = 0
+        arrays["r_0"][0, rows] = 0
+        arrays["bias"][0, rows[2]] = -1.0 if case == "never active outside" else 1.0
+    coupling, scores = scored(replaced(model, **arrays), feeds(model, 3, 2))
+    unit = units_on(coupling, "w_1", 0)[1]
+    assert unit != FROZEN
+    assert not scores.dead[unit]
+    arrays["w_1"][1], arrays["r_0"][0, :, 1] = 0, 0  # now nobody reads it, inside or outside
+    coupling, scores = scored(replaced(model, **arrays), feeds(model, 3, 2))
+    assert scores.dead[units_on(coupling, "w_1", 0)[1]]
