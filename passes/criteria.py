@@ -145,7 +145,9 @@ def normalised(group: Group, scores: Scores) -> FloatArray:
 def _units(coupling: Coupling, contraction: Contraction) -> npt.NDArray[np.int64] | None:
     """Units that are consumed: those of the activation, or where they never leave the node of the weight they meet."""
     if contraction.data_axis is None:
-        return coupling.vector(contraction.node.input(contraction.weight), contraction.weight_axis)
+        # Groups share the columns of their weight: there, no column is one unit.
+        name = contraction.node.input(contraction.weight)
+        return coupling.vector(name, contraction.weight_axis) if contraction.groups == 1 else None
     return coupling.vector(contraction.node.input(contraction.data), contraction.data_axis)
 
 
