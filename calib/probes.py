@@ -47,12 +47,16 @@ class Probe:
     axis : int
     zeros, squares : bool
         Whether to count values <= 0, and to sum squares, beside the sum.
+    scale, zero : str
+        Of quantised numbers, the tensors of scale and zero point, of one element; empty where there is none.
     """
 
     tensor: str
     axis: int
     zeros: bool = False
     squares: bool = False
+    scale: str = ""
+    zero: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,9 @@ class _Builder:
         self.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
+    def floats(self, source: str, output: str) -> str:
+        return self.node("Cast", [source], output, to=onnx.TensorProto.FLOAT)
+
     def output(self, name: str, kind: int = onnx.TensorProto.FLOAT) -> None:
         self.graph.output.append(helper.make_tensor_value_info(name, kind, None))
 
@@ -208,7 +215,11 @@ def _add_general(builder: _Builder, name: str, probe: Probe, shape: Shape, kind:
     others = [axis for axis in range(len(shape)) if axis != probe.axis]
     source = probe.tensor
     if kind != onnx.TensorProto.FLOAT:  # half precision cannot count past 2048
-        source = builder.node("Cast", [source], f"{name}_float", to=onnx.TensorProto.FLOAT)
+        source = builder.floats(source, f"{name}_float")
+    if probe.zero:
+        source = builder.node("Sub", [source, builder.floats(probe.zero, f"{name}_point")], f"{name}_shifted")
+    if probe.scale:
+        source = builder.node("Mul", [source, builder.floats(probe.scale, f"{name}_scale")], f"{name}_scaled")
     outputs = {"total": builder.reduce_sum(source, others, f"{name}_total")}
     if probe.zeros:
         zero = builder.constant(f"{name}_zero", np.array(0, np.float32))

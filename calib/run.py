@@ -10,6 +10,7 @@ from graphprune.calib.probes import BLOCKED_RANK, Probe, probed
 from graphprune.calib.stats import FloatArray, Key, Moments
 from graphprune.calib.stream import Source
 from graphprune.ir.graph import Graph
+from graphprune.ir.quantized import operand_at
 from graphprune.ir.rectified import rectified
 from graphprune.ir.session import open_session, run_session
 from graphprune.ir.units import FROZEN, Coupling
@@ -21,6 +22,7 @@ BATCH_SIZE = 8
 def probes_for(coupling: Coupling) -> list[Probe]:
     """Return the probes that trimming needs: one for every activation through which units are consumed.
 
+    What bodies of control flow compute is out of their reach.
     Zeros are counted after ReLU-like operators, where they mean something; squares are summed elsewhere.
     """
     graph = coupling.graph
@@ -28,11 +30,15 @@ def probes_for(coupling: Coupling) -> list[Probe]:
     found: dict[Key, Probe] = {}
     for contraction in coupling.contractions:
         name, axis = contraction.node.input(contraction.data), contraction.data_axis
-        if axis is None or name in graph.constants:
+        if axis is None or name in graph.constants or graph.is_inside(name):
             continue
-        units = coupling.vector(name, axis)
-        if units is not None and bool((units != FROZEN).any()):
-            found[name, axis] = Probe(name, axis, zeros=name in active, squares=name not in active)
+        if any(bool((units != FROZEN).any()) for units in coupling.along(name, axis)):
+            operand = operand_at(contraction.node, contraction.data)
+            slots = (None, None) if operand is None else operand[1:3]
+            scale, zero = ("" if slot is None else contraction.node.input(slot) for slot in slots)
+            found[name, axis] = Probe(
+                name, axis, zeros=name in active, squares=name not in active, scale=scale, zero=zero
+            )
     return list(found.values())
 
 
@@ -43,6 +49,7 @@ def calibrate(
     *,
     batch_size: int = BATCH_SIZE,
     threads: int = 0,
+    custom_ops: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> dict[Key, Moments]:
     """Measure statistics over all samples of a source.
@@ -58,6 +65,8 @@ def calibrate(
         Samples a run, where the model takes any number.
     threads : int, default 0
         Threads of ONNX Runtime; 0 for all cores.
+    custom_ops : sequence of str, default ()
+        Shared libraries of custom operators, by path.
     progress : callable, optional
         Called with the number of samples that each run took.
 
@@ -76,7 +85,7 @@ def calibrate(
     if not probes:
         return {}
     model, placed = probed(graph, probes)
-    session = open_session(model, threads=threads, in_node_order=True)
+    session = open_session(model, threads=threads, custom_ops=custom_ops, in_node_order=True)
     names = [name for place in placed for name in place.outputs.values()]
     totals: dict[str, FloatArray] = {}
     rows = dict.fromkeys(names, 0)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         EquivalenceError,
         GraphPruneError,
         ModelError,
+        PluginError,
         RecipeError,
         TargetError,
     )
@@ -24,6 +25,7 @@ __all__ = [
     "GraphPruneError",
     "Ledger",
     "ModelError",
+    "PluginError",
     "Recipe",
     "RecipeError",
     "TargetError",

@@ -13,7 +13,7 @@ from graphprune.calib.sources import SourceLike, input_specs, open_source
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.model import Model, from_proto, load
-from graphprune.ledger import CalibrationRecord, DeclinedRecord, FileRecord, GroupRecord, Ledger
+from graphprune.ledger import CalibrationRecord, DeclinedRecord, FileRecord, GroupRecord, Ledger, ReasonRecord
 from graphprune.passes import trim
 from graphprune.passes.choice import take
 from graphprune.passes.sparsify import allowed_nonzero
@@ -41,6 +41,7 @@ class Inspection:
     groups : list of GroupRecord
         ``removed`` holds what the criterion's rule names.
     declined : list of DeclinedRecord
+    reasons : list of ReasonRecord
     """
 
     model: FileRecord
@@ -49,6 +50,7 @@ class Inspection:
     macs: int
     groups: list[GroupRecord]
     declined: list[DeclinedRecord]
+    reasons: list[ReasonRecord]
     notes: list[str]
 
 
@@ -126,7 +128,7 @@ def inspect(
     model, calibration, progress
         As for `prune`.
     recipe : Recipe
-        Its criterion and seed are used.
+        Its criterion, seed and ``allow_resize`` are used.
 
     Returns
     -------
@@ -142,13 +144,15 @@ def inspect(
     source = open_source(calibration, input_specs(original.proto), seed=recipe.seed)
     analysis = analyse(original, recipe, source, Stopwatch(), progress)
     named = take(analysis.coupling, trim.by_threshold(analysis.coupling, analysis.scores))
+    alone = record.left_alone(analysis)
     return Inspection(
         model=record.file_record(original),
         calibration=record.calibration_record(source),
         weights=analysis.weights_before,
         macs=count_macs(analysis.coupling.graph.proto, record.one_sample_shapes(source)),
         groups=record.group_records(analysis, named),
-        declined=record.declined_records(analysis),
+        declined=record.declined_records(analysis.coupling.graph, alone),
+        reasons=record.reason_records(analysis.coupling.graph, alone),
         notes=record.notes(source),
     )
 

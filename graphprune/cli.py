@@ -64,6 +64,19 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 _calibration = click.option(
     "--calib", metavar="PATH", help="Calibration inputs: .npz, .npy, a folder, or module:function."
 )
+_resize = click.option(
+    "--allow-resize",
+    multiple=True,
+    metavar="NAME",
+    help="Graph input or output that may lose positions; IN=OUT for a state that is fed back. Repeatable.",
+)
+_custom_ops = click.option(
+    "--custom-ops",
+    type=existing_file,
+    multiple=True,
+    metavar="LIBRARY",
+    help="Shared library of ONNX Runtime custom operators. Repeatable.",
+)
 _seed = click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
 _json = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 _verbosity = _options(
@@ -102,7 +115,9 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> s
 )
 @click.option("--criterion", default="apoz", show_default=True, help="Score of a unit: apoz or activation.")
 @click.option("--no-recover", is_flag=True, help="Plain removal and zeroing: kept weights stay bit-identical.")
+@_resize
 @_calibration
+@_custom_ops
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Default MODEL.pruned.onnx.")
 @click.option("--report", "report_path", type=click.Path(dir_okay=False), help="Ledger; default MODEL.pruned.json.")
 @click.option(
@@ -146,15 +161,15 @@ def prune_command(
 @cli.command("inspect")
 @click.argument("model", type=existing_file)
 @_calibration
+@_custom_ops
 @click.option("--criterion", default="apoz", show_default=True, help="Score of a unit: apoz or activation.")
+@_resize
 @_seed
 @_json
 @_verbosity
-def inspect_command(
-    model: str, calib: str | None, criterion: str, seed: int, as_json: bool, quiet: bool, verbose: bool
-) -> None:
+def inspect_command(model: str, calib: str | None, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     """Show MODEL's groups and their scores, and what is frozen and why; change nothing."""
-    recipe = Recipe(target=0.0, criterion=criterion, seed=seed, recover=False)
+    recipe = Recipe(target=0.0, recover=False, **given)
     with _progress(quiet) as progress:
         inspection = inspect(as_model(model), recipe, calib, progress=progress)
     if as_json:
@@ -167,6 +182,7 @@ def inspect_command(
 @click.argument("before", type=existing_file)
 @click.argument("after", type=existing_file)
 @_calibration
+@_custom_ops
 @_gates
 @_latency
 @_seed

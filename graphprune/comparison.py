@@ -12,14 +12,11 @@ from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.model import Model
 from graphprune.ledger import Change, FileRecord
 from graphprune.passes.canonicalize import canonicalize
-from graphprune.pipeline import (
-    BATCH_SIZE,
-    FIDELITY_SAMPLES,
-)
+from graphprune.pipeline import compare_runs
 from graphprune.recipe import Recipe, demand_recipe
-from graphprune.verify.fidelity import Fidelity, compare_outputs
+from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate, check_gates
-from graphprune.verify.latency import Latency, compare_latency
+from graphprune.verify.latency import Latency
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,7 @@ def compare(before: Model, after: Model, recipe: Recipe, calibration: SourceLike
     feeds = next(iter(source.subset(1).batches(1)))
     shapes = record.one_sample_shapes(source)
     models = before.path or before.proto, after.path or after.proto
-    fidelity = compare_outputs(*models, source.subset(FIDELITY_SAMPLES).batches(BATCH_SIZE))
-    latency = compare_latency(*models, feeds, threads=recipe.threads, runs=recipe.runs, seed=recipe.seed)
+    fidelity, latency = compare_runs(*models, feeds, recipe, source)
     limits = {"max_latency_ratio": recipe.max_latency_ratio, "max_drop": recipe.max_drop}
     return Comparison(
         before=record.file_record(before),

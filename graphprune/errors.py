@@ -32,6 +32,12 @@ class RecipeError(GraphPruneError):
     exit_code = 2
 
 
+class PluginError(GraphPruneError):
+    """What an installed package declares for graphprune cannot be used."""
+
+    exit_code = 2
+
+
 class ModelError(GraphPruneError):
     """The model cannot be used."""
 

@@ -43,7 +43,7 @@ class WeightRecord:
     Attributes
     ----------
     before, after : int
-        Float weights stored in the model.
+        Weights stored in the model, as float numbers or quantised.
     removed : int
         No longer in the file.
     zeroed : int
@@ -116,7 +116,8 @@ class DeclinedRecord:
     positions : int
         How many of the axis's positions.
     share : float
-        What share of all weights they hold, in [0, 1].
+        Weights in those positions over all weights, in [0, 1]. Another axis may still let them go, and a weight
+        counts for every axis that holds it.
     node, op : str
         Who asks for it; empty for a graph input or output.
     reason : str
@@ -132,6 +133,47 @@ class DeclinedRecord:
 
 
 @dataclass(frozen=True)
+class ResizedRecord:
+    """A graph input or output that lost positions.
+
+    Attributes
+    ----------
+    before, after : list of int, str or None
+        Its shapes; a dynamic axis has a name or nothing.
+    kept : dict
+        ``{axis: [indices kept]}``, only axes that lost something.
+    """
+
+    before: list[int | str | None]
+    after: list[int | str | None]
+    kept: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReasonRecord:
+    """All that is left alone for one reason.
+
+    Attributes
+    ----------
+    op, reason : str
+        As in `DeclinedRecord`.
+    nodes : list of str
+        The nodes that ask for it.
+    axes : int
+        Number of entries of `Ledger.declined` with this reason.
+    share : float
+        Weights in the positions that they hold over all weights, in [0, 1]; a weight counts once for a reason,
+        and for every reason that holds it.
+    """
+
+    op: str
+    reason: str
+    nodes: list[str]
+    axes: int
+    share: float
+
+
+@dataclass(frozen=True)
 class Ledger:
     """The record of one run.
 
@@ -142,6 +184,12 @@ class Ledger:
         channels of a grouped convolution differ from group to group: there, one list for every kept output channel.
     zeroed : dict of str to int
         By initializer, how many of its weights were set to 0.
+    resized : dict of str to ResizedRecord
+        Graph inputs and outputs that lost positions.
+    declined : list of DeclinedRecord
+        Every axis left alone, and why; the largest share first.
+    reasons : list of ReasonRecord
+        The same, grouped.
     seconds : dict of str to float
         Time that each pass took.
     """
@@ -160,10 +208,12 @@ class Ledger:
     zeroed: dict[str, int]
     groups: list[GroupRecord]
     declined: list[DeclinedRecord]
+    reasons: list[ReasonRecord]
     latency: Latency
     equivalence: RelativeError
     fidelity: Fidelity
     gates: list[Gate]
+    resized: dict[str, ResizedRecord] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     schema: str = SCHEMA

@@ -18,7 +18,8 @@ from graphprune.ir.cost import count_weights, weights_left
 from graphprune.ir.coupling import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.model import Model
-from graphprune.ir.session import Feeds
+from graphprune.ir.resizing import SAME, Resized, freed, resized
+from graphprune.ir.session import Feeds, ModelLike
 from graphprune.ir.surgery import Kept, remove
 from graphprune.ir.units import BoolArray, Coupling
 from graphprune.passes import compensate, sparsify, trim
@@ -143,18 +144,24 @@ def analyse(
 
     Raises
     ------
+    RecipeError
+        When an input or output that may be resized does not exist.
     ModelError
         When the model cannot be used: its graph contradicts itself, or its outputs are random or not numbers.
     """
     with watch.time("canonicalize"):
         canonical = canonicalize(original.proto)
+    graph = Graph(canonical)
+    may_change = freed(graph, recipe.allow_resize)
     with watch.time("check"):
         batch = next(iter(source.batches(BATCH_SIZE)))
-        check_canonical(original.path or original.proto, canonical, batch)
+        check_canonical(original.path or original.proto, canonical, batch, custom_ops=recipe.custom_ops)
     with watch.time("couple"):
-        coupling = couple(Graph(canonical))
+        coupling = couple(graph, may_change.names, may_change.states)
     with watch.time("calibrate"):
-        statistics = calibrate(coupling.graph, probes_for(coupling), source, progress=progress)
+        statistics = calibrate(
+            coupling.graph, probes_for(coupling), source, custom_ops=recipe.custom_ops, progress=progress
+        )
     with watch.time("score"):
         scores = score(coupling, statistics, recipe.criterion)
     return Analysis(coupling, statistics, scores, count_weights(original.proto))
@@ -212,7 +219,9 @@ def trial_error(original: Model, analysis: Analysis, recipe: Recipe, source: Sou
             draft = build(analysis, removed, recipe, Stopwatch())
         except TargetError:  # zeros alone do not reach the target after so little removal
             return float("inf")
-        return drop(compare_outputs(before, draft.model, subset.batches(BATCH_SIZE)))
+        change = resized(analysis.coupling, removed)
+        batches = subset.batches(BATCH_SIZE)
+        return drop(compare_outputs(before, draft.model, batches, change=change, custom_ops=recipe.custom_ops))
 
     return error
 
@@ -232,8 +241,25 @@ def verify(
     # The weights are changed by later passes in place, so the removal is made again for the proof.
     trimmed, _ = remove(analysis.coupling, removed)
     batch = next(iter(source.batches(BATCH_SIZE)))
-    return Verification(
-        equivalence=check_equivalence(analysis.coupling, removed, trimmed, batch),
-        fidelity=compare_outputs(before, result, source.subset(FIDELITY_SAMPLES).batches(BATCH_SIZE)),
-        latency=compare_latency(before, result, feeds, threads=recipe.threads, runs=recipe.runs, seed=recipe.seed),
+    equivalence = check_equivalence(analysis.coupling, removed, trimmed, batch, custom_ops=recipe.custom_ops)
+    change = resized(analysis.coupling, removed)
+    return Verification(equivalence, *compare_runs(before, result, feeds, recipe, source, change))
+
+
+def compare_runs(
+    before: ModelLike, after: ModelLike, feeds: Feeds, recipe: Recipe, source: Source, change: Resized = SAME
+) -> tuple[Fidelity, Latency]:
+    """Compare two models' outputs on the calibration samples, and time both on one call's inputs."""
+    samples = source.subset(FIDELITY_SAMPLES).batches(BATCH_SIZE)
+    fidelity = compare_outputs(before, after, samples, change=change, custom_ops=recipe.custom_ops)
+    latency = compare_latency(
+        before,
+        after,
+        feeds,
+        change=change,
+        threads=recipe.threads,
+        custom_ops=recipe.custom_ops,
+        runs=recipe.runs,
+        seed=recipe.seed,
     )
+    return fidelity, latency

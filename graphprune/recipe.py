@@ -39,6 +39,11 @@ class Recipe:
         Whether kept weights may change to repair what a removal did; where not, they stay bit-identical.
     max_latency_ratio, max_drop : float or None
         Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]).
+    allow_resize : tuple of str
+        Graph inputs and outputs that may lose positions; all others keep their shapes. ``IN=OUT`` frees a state, an
+        input that the caller feeds back from an output: both lose the same positions.
+    custom_ops : tuple of str
+        Shared libraries of ONNX Runtime custom operators, by path; every session registers them.
     threads : int
         Threads of the latency runs, from 1 to 1024.
     runs : int
@@ -59,6 +64,8 @@ class Recipe:
     recover: bool = True
     max_latency_ratio: float | None = None
     max_drop: float | None = None
+    allow_resize: tuple[str, ...] = ()
+    custom_ops: tuple[str, ...] = ()
     threads: int = 1
     runs: int = 50
     seed: int = 0
@@ -146,8 +153,14 @@ def _whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def _names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value)
+
+
 def _plain(value: Any) -> Any:
-    """Return a number of any kind, NumPy's for example, as Python's own; anything else as it is."""
+    """Return a number of any kind, NumPy's for example, as Python's own, a list as a tuple; anything else as it is."""
+    if isinstance(value, list):
+        return tuple(value)
     return int(value) if _whole(value) else float(value) if _number(value) else value
 
 
@@ -162,6 +175,8 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "recover": (lambda value: isinstance(value, bool), "true or false"),
     "max_latency_ratio": (lambda value: _number(value) and 0 < value <= sys.float_info.max, "above 0"),
     "max_drop": (lambda value: _number(value) and 0 <= value <= 1, "from 0 to 1"),
+    "allow_resize": (_names, "a list of names of graph inputs and outputs"),
+    "custom_ops": (_names, "a list of paths of shared libraries"),
     "threads": (lambda value: _whole(value) and 1 <= value <= 1024, "a whole number from 1 to 1024"),
     "runs": (lambda value: _whole(value) and 2 <= value <= 1_000_000, "a whole number from 2 to 1000000"),
     "seed": (lambda value: _whole(value) and value >= 0, "a whole number, at least 0"),

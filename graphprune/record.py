@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import reduce
 from importlib import metadata
 
 import numpy as np
 
 from graphprune.calib.stream import Source
-from graphprune.ir.atoms import Reason
+from graphprune.ir.atoms import IdArray, support
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
-from graphprune.ir.graph import Shape
+from graphprune.ir.edit import Edit
+from graphprune.ir.graph import Graph, Shape
 from graphprune.ir.model import Model, fingerprint
-from graphprune.ir.units import BoolArray
+from graphprune.ir.resizing import SAME, Resized, freed, resized
+from graphprune.ir.surgery import kept_indices
+from graphprune.ir.units import BoolArray, Coupling, Declined
 from graphprune.ledger import (
     CalibrationRecord,
     Change,
@@ -21,6 +27,8 @@ from graphprune.ledger import (
     FileRecord,
     GroupRecord,
     Ledger,
+    ReasonRecord,
+    ResizedRecord,
     WeightRecord,
 )
 from graphprune.passes import trim
@@ -38,6 +46,11 @@ HELD_BACK = (
     "the rule names {named} units, and {removed} were removed: the rest would have changed more answers than zeros "
     "alone do, or left convolutions of widths that ONNX Runtime runs no faster (--channels removes regardless)"
 )
+UNLIKE = (
+    "input {entry!r} and output {result!r} had one shape, and keep different positions: to feed one back from the "
+    "other, free them together as --allow-resize {entry}={result}"
+)
+NO_UNITS = "no unit of this model can be removed: {reasons}; graphprune inspect names every axis"
 
 
 def record(
@@ -62,8 +75,11 @@ def record(
         sparsity=1 - nonzero / before if before else 0.0,
         nonzero_before=count_nonzero(original.proto),
     )
-    shapes = one_sample_shapes(source)
+    coupling = analysis.coupling
+    change = resized(coupling, removed)
+    shapes, shapes_after = one_sample_shapes(source), one_sample_shapes(source, change)
     sha256, size = fingerprint(draft.model)
+    alone = left_alone(analysis)
     return Ledger(
         model=file_record(original),
         output=FileRecord(None, sha256),
@@ -73,17 +89,24 @@ def record(
         versions=_versions(),
         calibration=calibration_record(source),
         weights=weights,
-        macs=Change(count_macs(analysis.coupling.graph.proto, shapes), count_macs(canonicalize(draft.model), shapes)),
+        macs=Change(count_macs(coupling.graph.proto, shapes), count_macs(canonicalize(draft.model), shapes_after)),
         bytes=Change(original.file_bytes, size),
         kept={name: {str(axis): kept for axis, kept in axes.items()} for name, axes in draft.kept.items()},
         zeroed=draft.zeroed,
         groups=group_records(analysis, removed),
-        declined=declined_records(analysis),
+        declined=declined_records(coupling.graph, alone),
+        reasons=reason_records(coupling.graph, alone),
         latency=verification.latency,
         equivalence=verification.equivalence,
         fidelity=verification.fidelity,
         gates=gates_of(recipe, weights, verification),
-        notes=[*notes(source), *_held_back(analysis, removed, recipe)],
+        resized=resized_records(coupling, removed),
+        notes=[
+            *notes(source),
+            *_no_units(analysis, recipe),
+            *_held_back(analysis, removed, recipe),
+            *_unlike(coupling, change, recipe),
+        ],
         seconds={name: round(value, 4) for name, value in watch.seconds.items()},
     )
 
@@ -131,22 +154,102 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def declined_records(analysis: Analysis) -> list[DeclinedRecord]:
+def left_alone(analysis: Analysis) -> list[Declined]:
     """Return every axis of a weight that was left alone, and why."""
     coupling = analysis.coupling
-    total = max(count_weights(coupling.graph.proto), 1)
+    stuck = np.ones(coupling.units, dtype=np.bool_)
+    for step in (step for queue in queues(coupling, analysis.scores) for step in queue.steps):
+        stuck[step.units] = False
+    found = list(coupling.declined)
+    for group in coupling.groups:
+        units = group.units[stuck[group.units]]
+        if units.size:
+            found.extend(_crossing(coupling, units, name, axis) for name, axis in group.axes)
+    return found
 
-    def record(tensor: str, axis: int, positions: int, reason: Reason) -> DeclinedRecord:
-        dims = coupling.graph.initializers[tensor].dims
-        share = positions / dims[axis] * int(np.prod(dims, dtype=np.int64)) / total
-        return DeclinedRecord(tensor, axis, positions, share, reason.node, reason.op, reason.text)
 
-    records = [record(d.tensor, d.axis, d.positions, d.reason) for d in coupling.declined]
-    for queue in queues(coupling, analysis.scores):
-        if not queue.steps:
-            for group in (coupling.groups[index] for index in queue.groups):
-                records.extend(record(name, axis, len(group.units), CROSSING) for name, axis in group.axes)
-    return records
+def declined_records(graph: Graph, left_alone: Sequence[Declined]) -> list[DeclinedRecord]:
+    """Return every axis that was left alone, the largest share of the weights first."""
+    total = max(count_weights(graph.proto), 1)
+
+    def record(declined: Declined) -> DeclinedRecord:
+        share, reason = _weights_in(graph, [declined]) / total, declined.reason
+        return DeclinedRecord(
+            declined.tensor, declined.axis, declined.positions, share, reason.node, reason.op, reason.text
+        )
+
+    records = map(record, left_alone)
+    return sorted(records, key=lambda record: -record.share)
+
+
+def reason_records(graph: Graph, left_alone: Sequence[Declined]) -> list[ReasonRecord]:
+    """Return every reason to leave axes alone, the largest share of the weights first."""
+    total = max(count_weights(graph.proto), 1)
+    by_reason: dict[tuple[str, str], list[Declined]] = {}
+    for declined in left_alone:
+        by_reason.setdefault((declined.reason.op, declined.reason.text), []).append(declined)
+    records = [
+        ReasonRecord(
+            op=op,
+            reason=text,
+            nodes=list(dict.fromkeys(declined.reason.node for declined in found if declined.reason.node)),
+            axes=len(found),
+            share=_weights_in(graph, found) / total,
+        )
+        for (op, text), found in by_reason.items()
+    ]
+    return sorted(records, key=lambda record: -record.share)
+
+
+def _crossing(coupling: Coupling, units: IdArray, name: str, axis: int) -> Declined:
+    held = [np.isin(ids, units) for ids in coupling.ids[name] if axis in support(ids)]
+    return Declined(name, axis, np.asarray(reduce(np.logical_or, held)), CROSSING)
+
+
+def _weights_in(graph: Graph, left_alone: Sequence[Declined]) -> int:
+    """Return the number of weights in the frozen positions, each counted once."""
+    frozen: dict[str, BoolArray] = {}
+    for declined in left_alone:
+        known = frozen.get(declined.tensor)
+        frozen[declined.tensor] = declined.frozen if known is None else known | declined.frozen
+    sizes = {name: int(np.prod(graph.initializers[name].dims, dtype=np.int64)) for name in frozen}
+    return sum(int(mask.sum()) * (sizes[name] // mask.size) for name, mask in frozen.items())
+
+
+def resized_records(coupling: Coupling, removed: BoolArray) -> dict[str, ResizedRecord]:
+    """Return the graph inputs and outputs that lose positions."""
+    edit, change = Edit(coupling, removed), resized(coupling, removed)
+    return {
+        name: ResizedRecord(
+            before=list(edit.shape(name)),
+            after=list(edit.new_shape(name)),
+            kept={str(axis): indices for axis, indices in kept_indices(keep).items()},
+        )
+        for name, keep in {**change.inputs, **change.outputs}.items()
+    }
+
+
+def _unlike(coupling: Coupling, change: Resized, recipe: Recipe) -> Iterator[str]:
+    """Tell of freed inputs that look like states, and that no freed output of their shape can be fed back to."""
+    graph, names = coupling.graph, freed(coupling.graph, recipe.allow_resize).names
+    for entry in (name for name in graph.inputs if name in names):
+        alike = [name for name in graph.outputs if name in names and graph.shape(name) == graph.shape(entry)]
+        keeps = [change.outputs.get(name) for name in alike]
+        if alike and not any(_same(change.inputs.get(entry), keep) for keep in keeps):
+            yield UNLIKE.format(entry=entry, result=alike[0])
+
+
+def _same(one: BoolArray | None, other: BoolArray | None) -> bool:
+    return one is other if one is None or other is None else bool(np.array_equal(one, other))
+
+
+def _no_units(analysis: Analysis, recipe: Recipe) -> list[str]:
+    """Say so where nothing can be removed, and the three most frequent reasons."""
+    if analysis.coupling.units or recipe.structural == 0:
+        return []
+    found = Counter(declined.reason.text for declined in analysis.coupling.declined)
+    reasons = [text for text, _ in found.most_common(3)]
+    return [NO_UNITS.format(reasons="; ".join(reasons) or "it holds no weights that operators known here multiply by")]
 
 
 def _held_back(analysis: Analysis, removed: BoolArray, recipe: Recipe) -> list[str]:
@@ -168,9 +271,9 @@ def notes(source: Source) -> list[str]:
     return [] if source.real else [NOT_REAL]
 
 
-def one_sample_shapes(source: Source) -> dict[str, Shape]:
-    """Return the input shapes of one sample, batch axis included."""
-    feeds = next(iter(source.subset(1).batches(1)))
+def one_sample_shapes(source: Source, change: Resized = SAME) -> dict[str, Shape]:
+    """Return the input shapes of one sample, batch axis included, as a model takes it or one that was resized."""
+    feeds = change.cut_feeds(next(iter(source.subset(1).batches(1))))
     return {name: tuple(value.shape) for name, value in feeds.items()}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -13,10 +14,13 @@ from rich.table import Table
 
 from graphprune.api import Inspection
 from graphprune.comparison import Comparison
-from graphprune.ledger import DeclinedRecord, GroupRecord, Ledger, finite
+from graphprune.ledger import DeclinedRecord, GroupRecord, Ledger, ReasonRecord, finite
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate
 from graphprune.verify.latency import Latency
+
+SHOWN = 3
+"""How many names of a long list are printed."""
 
 
 def to_json(record: Inspection | Comparison) -> str:
@@ -42,11 +46,13 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
         f"sparsity {weights.sparsity:.4f}",
     )
     _say(console, f"proof: relative error {ledger.equivalence.max_rel:.1e} against the masked original")
+    for name, change in ledger.resized.items():
+        _say(console, escape(f"resized {name}: {_shape(change.before)} -> {_shape(change.after)}"))
     _print_fidelity(ledger.fidelity, ledger.calibration.source, console)
     _print_gates(ledger.gates, ledger.notes, console)
     if verbose:
         _print_groups(ledger.groups, console)
-        _print_declined(ledger.declined, console)
+        _print_declined(ledger.reasons, ledger.declined, console, shown=sys.maxsize)
     if ledger.output.path:
         _say(console, f"wrote {escape(ledger.output.path)}")
 
@@ -59,7 +65,7 @@ def print_inspection(inspection: Inspection, console: Console, *, verbose: bool 
         f"{sum(group.size for group in inspection.groups):,} units",
     )
     _print_groups(inspection.groups, console, axes=verbose)
-    _print_declined(inspection.declined, console)
+    _print_declined(inspection.reasons, inspection.declined, console, shown=sys.maxsize if verbose else SHOWN)
     _print_gates([], inspection.notes, console)
 
 
@@ -84,6 +90,10 @@ def print_comparison(comparison: Comparison, console: Console, *, verbose: bool 
 def _say(console: Console, text: str) -> None:
     """Print a line as it is, however narrow the terminal."""
     console.print(text, highlight=False, soft_wrap=True)
+
+
+def _shape(extents: Iterable[int | str | None]) -> str:
+    return f"[{', '.join('?' if extent is None else str(extent) for extent in extents)}]"
 
 
 def _table(*columns: str) -> Table:
@@ -141,16 +151,28 @@ def _print_groups(groups: Iterable[GroupRecord], console: Console, *, axes: bool
             _say(console, escape(f"{group.name}: " + ", ".join(f"{name} axis {axis}" for name, axis in group.axes)))
 
 
-def _print_declined(declined: Iterable[DeclinedRecord], console: Console) -> None:
-    by_reason: dict[tuple[str, str], list[DeclinedRecord]] = {}
+def _print_declined(
+    reasons: Iterable[ReasonRecord], declined: Iterable[DeclinedRecord], console: Console, *, shown: int = SHOWN
+) -> None:
+    """Print why axes were left alone: each reason, who asks for it, and the first of its axes."""
+    axes: dict[tuple[str, str], list[DeclinedRecord]] = {}
     for record in declined:
-        by_reason.setdefault((record.node, record.reason), []).append(record)
-    if not by_reason:
-        return
-    table = _table("left alone", "share of weights", "at", "because")
-    for (node, reason), records in sorted(by_reason.items(), key=lambda item: -sum(r.share for r in item[1])):
-        places = ", ".join(f"{record.tensor} axis {record.axis}" for record in records[:3])
-        more = f" and {len(records) - 3} more" if len(records) > 3 else ""
-        share = f"{sum(record.share for record in records):.1%}"
-        table.add_row(escape(places + more), share, escape(node), escape(reason))
-    console.print(table)
+        axes.setdefault((record.op, record.reason), []).append(record)
+    if axes:
+        _say(console, "left alone, with the share of all weights (a weight counts for every reason that holds it):")
+    for reason in reasons:
+        found = axes[reason.op, reason.reason]
+        asker = f" ({reason.op} {_some(reason.nodes)})" if reason.nodes else ""
+        _say(console, escape(f"{reason.share:6.1%}  {reason.reason}{asker}"))
+        for record in found[:shown]:
+            asker = f", {record.node}" if len(reason.nodes) > 1 else ""
+            place = f"{record.tensor} axis {record.axis}: {record.positions} position{'s' * (record.positions > 1)}"
+            _say(console, escape(f"        {place}, {record.share:.1%}{asker}"))
+        if len(found) > shown:
+            _say(console, f"        and {len(found) - shown} more axes")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,14 +1,15 @@
 """Bring a graph into the one form that the other passes expect, without changing what it computes.
 
-Constant nodes become initializers, initializers are taken off the graph inputs, shape arithmetic is folded, identities
-and dead nodes go. Every weight keeps its name and stays bit-identical.
+Local functions are inlined, and the branch of an If that is always taken. Constant nodes become initializers, those of
+bodies too; initializers are taken off the graph inputs, shape arithmetic is folded, identities, requantisations between
+moves and dead nodes go. Every weight keeps its name and stays bit-identical.
 """
 
 from __future__ import annotations
 
 import onnx
 
-from graphprune.ir import rewrite
+from graphprune.ir import lifting, rewrite
 
 
 def canonicalize(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -30,10 +31,16 @@ def canonicalize(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
+    lifting.inline_functions(result)
+    lifting.open_bodies(result)
     rewrite.constants_to_initializers(result)
     rewrite.unlist_initializers(result)
     rewrite.fold_constants(result)
+    while lifting.inline_branches(result):  # what is known then may settle the condition of another If
+        rewrite.fold_constants(result)
+    rewrite.settle_reshapes(result)
     rewrite.remove_identities(result)
+    rewrite.remove_requantizations(result)
     rewrite.drop_dead(result)
     rewrite.unlist_initializers(result)
     return result

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from graphprune.ir.atoms import Reason
 from graphprune.ir.units import FROZEN, BoolArray, Coupling
+from graphprune.passes.balance import rounds
 from graphprune.passes.criteria import Scores, normalised
 
 IntArray = npt.NDArray[np.int64]
@@ -78,7 +79,7 @@ def queues(coupling: Coupling, scores: Scores) -> list[Queue]:
     Returns
     -------
     list of Queue
-        A group whose units are in balances that cut across each other has none.
+        Units in more balances than can be solved are in none.
     """
     group_of = np.full(coupling.units, -1, dtype=np.int64)
     ranks = np.zeros(coupling.units)
@@ -91,15 +92,17 @@ def queues(coupling: Coupling, scores: Scores) -> list[Queue]:
         return Step(units, float(scores.values[units].mean()), float(rank), int(group_of[units[0]]))
 
     result = []
-    balanced = _clusters(coupling, group_of)
-    for groups, parts in balanced:
-        rounds = _rounds(parts, scores) if parts is not None else []
-        criterion = scores.criteria[groups[0]]
-        result.append(Queue(tuple(step(units) for units in rounds), groups, criterion))
-    taken = {group for groups, _ in balanced for group in groups}
+    loose = np.ones(coupling.units, dtype=np.bool_)
+    for balances in _clusters(coupling):
+        units = np.unique(np.concatenate([parts.ravel() for parts in balances]))
+        units = units[units != FROZEN]
+        loose[units] = False
+        found = rounds(balances, _in_order(units, scores)) or []
+        groups = tuple(np.unique(group_of[units]).tolist())
+        result.append(Queue(tuple(step(together) for together in found), groups, scores.criteria[groups[0]]))
     for index, group in enumerate(coupling.groups):
-        if index not in taken:
-            order = _in_order(group.units, scores)
+        order = _in_order(group.units[loose[group.units]], scores)
+        if len(order):
             steps = tuple(step(order[place : place + 1]) for place in range(len(order)))
             result.append(Queue(steps, (index,), scores.criteria[index]))
     return result
@@ -121,54 +124,38 @@ def take(coupling: Coupling, steps: Sequence[Step]) -> BoolArray:
     removed = np.zeros(coupling.units, dtype=np.bool_)
     for step in steps:
         removed[step.units] = True
-    for ids in (ids for arrays in coupling.ids.values() for ids in arrays):
-        starved = _starved(ids, removed)
-        while starved is not None:
+    for arrays in coupling.ids.values():
+        while _starved(arrays, removed):
             # The step taken last that feeds the axis is the one that matters most.
-            back = next(step for step in reversed(steps) if np.isin(step.units, starved).any())
+            units = np.concatenate([ids.ravel() for ids in arrays])
+            back = next(step for step in reversed(steps) if removed[step.units[0]] and np.isin(step.units, units).any())
             removed[back.units] = False
-            starved = _starved(ids, removed)
     return removed
 
 
-def _starved(ids: IntArray, removed: BoolArray) -> IntArray | None:
-    gone = np.append(removed, False)[ids]
-    return ids.ravel() if bool(gone.all()) else None
+def _starved(arrays: Sequence[IntArray], removed: BoolArray) -> bool:
+    """Whether nothing of a tensor is left."""
+    gone = [np.append(removed, False)[ids] for ids in arrays]
+    if any(bool(lost.all()) for lost in gone):
+        return True
+    lost = [array for array in gone if array.any()]
+    return len(lost) > 1 and bool(np.logical_or.reduce(np.broadcast_arrays(*lost)).all())
 
 
-def _clusters(coupling: Coupling, group_of: IntArray) -> list[tuple[tuple[int, ...], list[IntArray] | None]]:
-    """Groups tied by balances, with the parts of the one balance that they are in; None for several."""
-    clusters: list[tuple[set[int], list[list[IntArray]]]] = []
+def _clusters(coupling: Coupling) -> list[list[IntArray]]:
+    """Balances that share units."""
+    clusters: list[tuple[set[int], list[IntArray]]] = []
     for parts in coupling.balances:
-        free = parts[parts != FROZEN]
-        groups = set(group_of[free].tolist())
-        rows = [row[row != FROZEN] for row in parts]
-        same = [cluster for cluster in clusters if cluster[0] & groups]
-        balances = [rows, *(balance for cluster in same for balance in cluster[1])]
-        clusters = [cluster for cluster in clusters if cluster not in same]
-        clusters.append((groups.union(*(cluster[0] for cluster in same)), balances))
-    result: list[tuple[tuple[int, ...], list[IntArray] | None]] = []
-    for groups, balances in clusters:
-        if groups:
-            single = all(_same_parts(balances[0], other) for other in balances[1:]) and _disjoint(balances[0])
-            result.append((tuple(sorted(groups)), balances[0] if single else None))
-    return result
-
-
-def _same_parts(left: list[IntArray], right: list[IntArray]) -> bool:
-    return {tuple(sorted(part)) for part in left} == {tuple(sorted(part)) for part in right}
-
-
-def _disjoint(parts: list[IntArray]) -> bool:
-    units = np.concatenate(parts)
-    return len(np.unique(units)) == len(units)
-
-
-def _rounds(parts: list[IntArray], scores: Scores) -> list[IntArray]:
-    """One unit of each part a round; as many rounds as the smallest part has units."""
-    ordered = [_in_order(part, scores) for part in parts]
-    count = min(len(part) for part in ordered)
-    return [np.array([part[place] for part in ordered], dtype=np.int64) for place in range(count)]
+        if all(set(row.tolist()) == set(parts[0].tolist()) for row in parts):
+            continue  # of the same units: equal by themselves
+        units, balances = set(parts[parts != FROZEN].tolist()), [parts]
+        for cluster in [cluster for cluster in clusters if cluster[0] & units]:
+            clusters.remove(cluster)
+            units |= cluster[0]
+            balances = [*cluster[1], *balances]
+        if units:
+            clusters.append((units, balances))
+    return [balances for _, balances in clusters]
 
 
 def _in_order(units: IntArray, scores: Scores) -> IntArray:

@@ -41,27 +41,27 @@ def plan(coupling: Coupling, removed: BoolArray, statistics: Statistics) -> dict
         By output tensor of the consuming node.
     """
     deltas: dict[str, FloatArray] = {}
-    gone = np.append(removed, False)
     for contraction in coupling.contractions:
         name, axis = contraction.node.input(contraction.data), contraction.data_axis
         # Only a product x w has its channels along the last axis, where a bias fits; w x has not.
         if (
             contraction.node.op not in REPAIRED
+            or contraction.node.inside
             or axis is None
             or contraction.data != 0
             or (name, axis) not in statistics
         ):
             continue
-        units = coupling.vector(name, axis)
+        lost = coupling.lost(name, axis, removed)
         matrix = contracted_matrix(coupling.graph, contraction)
-        if units is None or matrix is None or not gone[units].any():
+        if lost is None or matrix is None:
             continue
-        mean = statistics[name, axis].mean[gone[units]]
+        mean = statistics[name, axis].mean[lost]
         # A mean that overflowed says nothing that a bias could hold.
-        missing = np.where(np.isfinite(mean), mean, 0.0) @ matrix[gone[units]]
+        missing = np.where(np.isfinite(mean), mean, 0.0) @ matrix[lost]
         output = contraction.node.outputs[0]
-        channels = coupling.vector(output, _channel_axis(coupling, output))
-        deltas[output] = missing if channels is None else missing[~gone[channels]]
+        channels = coupling.lost(output, _channel_axis(coupling, output), removed)
+        deltas[output] = missing if channels is None else missing[~channels]
     return deltas
 
 

@@ -105,18 +105,23 @@ def apoz(coupling: Coupling, statistics: Statistics) -> FloatArray:
 
 
 def activation(coupling: Coupling, statistics: Statistics) -> FloatArray:
-    """Minus the mean energy that a unit adds to its consumers: E[x^2] * |w|^2, as in Wanda (Sun et al. 2023)."""
-    energy = np.zeros(coupling.units)
+    """Minus the mean energy that a unit adds to its consumers: E[x^2] * |w|^2, as in Wanda (Sun et al. 2023).
+
+    For a unit that is measured nowhere E[x^2] is taken as 1.
+    """
+    energy, norms = np.zeros(coupling.units), np.zeros(coupling.units)
+    known = np.zeros(coupling.units, dtype=np.bool_)
     for contraction in coupling.contractions:
         moments = _of(contraction, statistics)
-        units = _units(coupling, contraction)
-        if moments is None or units is None:
-            continue
-        # After a ReLU-like operator only the mean is measured; its square stands in for the mean square.
-        square = moments.mean**2 if moments.squares is None else moments.squares / max(moments.count, 1)
-        free = units != FROZEN
-        np.add.at(energy, units[free], (square * contracted_norms(coupling.graph, contraction))[free])
-    return -energy
+        for units in _units(coupling, contraction):
+            norm = contracted_norms(coupling.graph, contraction)
+            if moments is None:
+                _note(units, norm, norms)
+                continue
+            # After a ReLU-like operator only the mean is measured; its square stands in for the mean square.
+            square = moments.mean**2 if moments.squares is None else moments.squares / max(moments.count, 1)
+            _note(units, square * norm, energy, known)
+    return -np.where(known, energy, norms)
 
 
 CRITERIA: dict[str, Callable[[Coupling, Statistics], FloatArray]] = {"apoz": apoz, "activation": activation}
@@ -126,11 +131,12 @@ def measured(coupling: Coupling, statistics: Statistics) -> Iterator[tuple[npt.N
     """Unit numbers and moments of every activation that a contraction reads, each tensor once."""
     seen = set()
     for contraction in coupling.contractions:
-        units, moments = _units(coupling, contraction), _of(contraction, statistics)
+        moments = _of(contraction, statistics)
         key = (contraction.node.input(contraction.data), contraction.data_axis)
-        if units is not None and moments is not None and key not in seen:
+        if moments is not None and key not in seen:
             seen.add(key)
-            yield units, moments
+            for units in _units(coupling, contraction):
+                yield units, moments
 
 
 def normalised(group: Group, scores: Scores) -> FloatArray:
@@ -142,13 +148,13 @@ def normalised(group: Group, scores: Scores) -> FloatArray:
     return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
 
 
-def _units(coupling: Coupling, contraction: Contraction) -> npt.NDArray[np.int64] | None:
+def _units(coupling: Coupling, contraction: Contraction) -> list[npt.NDArray[np.int64]]:
     """Units that are consumed: those of the activation, or where they never leave the node of the weight they meet."""
     if contraction.data_axis is None:
         # Groups share the columns of their weight: there, no column is one unit.
         name = contraction.node.input(contraction.weight)
-        return coupling.vector(name, contraction.weight_axis) if contraction.groups == 1 else None
-    return coupling.vector(contraction.node.input(contraction.data), contraction.data_axis)
+        return coupling.along(name, contraction.weight_axis) if contraction.groups == 1 else []
+    return coupling.along(contraction.node.input(contraction.data), contraction.data_axis)
 
 
 def _of(contraction: Contraction, statistics: Statistics) -> Moments | None:
@@ -162,37 +168,42 @@ def _dead(coupling: Coupling, statistics: Statistics) -> BoolArray:
     outgoing, consumed = np.zeros(coupling.units), np.zeros(coupling.units, dtype=np.bool_)
     incoming, made = np.zeros(coupling.units), np.zeros(coupling.units, dtype=np.bool_)
     for contraction in coupling.contractions:
-        units = _units(coupling, contraction)
-        if units is not None:
+        for units in _units(coupling, contraction):
             _note(units, contracted_norms(coupling.graph, contraction), outgoing, consumed)
-        units = coupling.vector(contraction.node.input(contraction.weight), contraction.output_axis)
         norms = produced_norms(coupling.graph, contraction)
-        if units is not None and norms is not None:
-            _note(units, norms, incoming, made)
+        if norms is not None:
+            for units in coupling.along(contraction.node.input(contraction.weight), contraction.output_axis):
+                _note(units, norms, incoming, made)
     inactive = apoz(coupling, statistics) == 1.0
     constant = made & (incoming == 0) & ~_varies_otherwise(coupling)
     for contraction in coupling.contractions:
-        units, moments = _units(coupling, contraction), _of(contraction, statistics)
-        if units is not None and (moments is None or moments.sampled):  # it may be active where nobody looked
-            inactive[units[units != FROZEN]] = False
-        if units is not None and contraction.data_axis is None:  # a hidden state moves without any input
+        moments = _of(contraction, statistics)
+        for units in _units(coupling, contraction):
+            if moments is None or moments.sampled:  # it may be active where nobody looked
+                inactive[units[units != FROZEN]] = False
+            if contraction.data_axis is None:  # a hidden state moves without any input
+                constant[units[units != FROZEN]] = False
+    for name in coupling.graph.handed:  # so does what a loop carries
+        for units in coupling.ids.get(name, ()):
             constant[units[units != FROZEN]] = False
     return np.asarray((consumed & (outgoing == 0)) | inactive | constant)
 
 
-def _note(units: npt.NDArray[np.int64], norms: FloatArray, total: FloatArray, seen: BoolArray) -> None:
+def _note(units: npt.NDArray[np.int64], values: FloatArray, total: FloatArray, seen: BoolArray | None = None) -> None:
     free = units != FROZEN
-    seen[units[free]] = True
-    np.add.at(total, units[free], norms[free])
+    np.add.at(total, units[free], values[free])
+    if seen is not None:
+        seen[units[free]] = True
 
 
 def _varies_otherwise(coupling: Coupling) -> BoolArray:
-    """Units that something else than a contraction makes: a table that Gather reads, say."""
+    """Units that something else than a contraction makes: a table that Gather reads, say, or the caller."""
     weights = {contraction.node.input(contraction.weight) for contraction in coupling.contractions}
     sources = {source for name in weights for source in coupling.graph.sources(name)}
     varies = np.zeros(coupling.units, dtype=np.bool_)
-    for name, tensor in coupling.graph.initializers.items():
-        if name not in sources and np.prod(tensor.dims) > max(tensor.dims, default=1):
-            for ids in coupling.ids.get(name, ()):
-                varies[ids[ids != FROZEN]] = True
+    stored = coupling.graph.initializers.items()
+    tables = (name for name, t in stored if name not in sources and np.prod(t.dims) > max(t.dims, default=1))
+    for name in (*tables, *coupling.graph.inputs):
+        for ids in coupling.ids.get(name, ()):
+            varies[ids[ids != FROZEN]] = True
     return varies

@@ -56,7 +56,7 @@ def _only_multiplied(graph: Graph, name: str, operands: set[tuple[int, int]]) ->
         return False
     for node in graph.consumers.get(name, []):
         slots = [slot for slot, read in enumerate(node.inputs) if read == name]
-        if name in node.captured:
+        if not slots:  # it is captured, or the result of a body
             return False
         if _keeps_zeros(graph, node, name, slots):
             multiplied = all(_only_multiplied(graph, output, operands) for output in node.outputs if output)
@@ -69,6 +69,8 @@ def _only_multiplied(graph: Graph, name: str, operands: set[tuple[int, int]]) ->
 
 def _keeps_zeros(graph: Graph, node: Node, name: str, slots: list[int]) -> bool:
     """Whether a zero of the tensor becomes one zero of the output: it is moved, or scaled without being repeated."""
+    if node.op in ("DequantizeLinear", "QuantizeLinear"):
+        return slots == [0]
     scaled = slots == [0] if node.op == "Div" else node.op == "Mul" and len(slots) == 1
     return (node.op in MOVERS and slots == [0]) or (scaled and graph.shape(name) == graph.shape(node.outputs[0]))
 
@@ -106,10 +108,9 @@ def plan(
         When zeroing all that may be zeroed is not enough.
     """
     final = proto if final is None else final
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-    later = {tensor.name: tensor for tensor in final.graph.initializer}
-    names = [name for name in names if name in tensors]
-    magnitudes = [np.where(_magnitudes(later[name]) == 0, 0, _magnitudes(tensors[name])) for name in names]
+    now, later = Graph(proto), Graph(final)
+    names = [name for name in names if name in now.initializers]
+    magnitudes = [np.where(_magnitudes(later, name) == 0, 0, _magnitudes(now, name)) for name in names]
     flat = np.concatenate(magnitudes) if magnitudes else np.empty(0, np.float32)
     nonzero = count_nonzero(final)
     needed = nonzero - allowed_nonzero(weights_before, target)
@@ -149,15 +150,20 @@ def _by_name(chosen: npt.NDArray[np.int64], names: list[str], magnitudes: list[n
 
 
 def apply(proto: onnx.ModelProto, zeros: Zeros) -> None:
-    """Zero the chosen weights, in place."""
+    """Zero the chosen weights, in place; a quantised one becomes its zero point."""
+    quantized = Graph(proto).quantized
     for tensor in proto.graph.initializer:
         if tensor.name in zeros:
             values = array(tensor).copy()
-            values.reshape(-1)[zeros[tensor.name]] = 0
+            zero = quantized[tensor.name].zero_points(values) if tensor.name in quantized else np.zeros_like(values)
+            chosen = zeros[tensor.name]
+            values.reshape(-1)[chosen] = zero.reshape(-1)[chosen]
             replace_values(tensor, values)
 
 
-def _magnitudes(tensor: onnx.TensorProto) -> npt.NDArray[np.floating]:
+def _magnitudes(graph: Graph, name: str) -> npt.NDArray[np.floating]:
     """Absolute values, flat, in a type that holds them all and that numpy can partition."""
-    values = array(tensor)
+    values = array(graph.initializers[name])
+    if name in graph.quantized:
+        values = graph.quantized[name].numbers(values)
     return np.abs(values if values.dtype == np.float64 else values.astype(np.float32)).ravel()

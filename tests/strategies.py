@@ -169,6 +169,98 @@ def tokens(net: Net, data: str, choices: Choices) -> str:
     return net.reshape(back, [0, 6, int(height), int(width)], [batch, 6, height, width])
 
 
+def _as_tokens(net: Net, data: str) -> str:
+    """[N, C, H, W] as [N, H*W, C]."""
+    batch, channels, height, width = net.shapes[data]
+    size = int(height) * int(width)
+    return net.transpose(net.reshape(data, [0, int(channels), size], [batch, channels, size]), [0, 2, 1])
+
+
+def _as_map(net: Net, tokens: str, like: str) -> str:
+    """[N, H*W, C] as [N, C, H, W]."""
+    batch, _, height, width = net.shapes[like]
+    channels = int(net.shapes[tokens][2])
+    turned = net.transpose(tokens, [0, 2, 1])
+    return net.reshape(turned, [0, channels, int(height), int(width)], [batch, channels, height, width])
+
+
+def attention(net: Net, data: str, choices: Choices) -> str:
+    """Multi-head attention between the positions: projections apart or in one, perhaps of fewer keys and values."""
+    tokens = _as_tokens(net, data)
+    batch, length, _ = net.shapes[tokens]
+    heads, size, parts = choices.of(2, 3), choices.of(2, 4), choices.below(3)
+
+    def apart(name: str, *extents: int) -> str:
+        return net.reshape(name, [0, int(length), *extents], [batch, length, *extents])
+
+    if parts == 0:  # [N, T, 3, heads, size] -> [3, N, heads, T, size]
+        packed = net.transpose(apart(net.linear(tokens, 3 * heads * size), 3, heads, size), [2, 0, 3, 1, 4])
+        query, key, value = (
+            net.node("Gather", [packed, net.constant(np.array(place))], net.shapes[packed][1:], axis=0)
+            for place in range(3)
+        )
+    else:
+        query, key, value = (
+            net.transpose(apart(net.linear(tokens, heads * size), heads, size), [0, 2, 1, 3]) for _ in range(3)
+        )
+    if parts == 1:
+        query = net.add(query, net.initializer(net.random.uniform(0.5, 2, (heads, 1, 1)), net.name("t")), op="Mul")
+    product = net.node("MatMul", [query, net.transpose(key, [0, 1, 3, 2])], [batch, heads, length, length])
+    mixed = net.node("MatMul", [net.node("Softmax", [product], axis=3), value], [batch, heads, length, size])
+    merged = net.reshape(
+        net.transpose(mixed, [0, 2, 1, 3]), [0, int(length), heads * size], [batch, length, heads * size]
+    )
+    return _as_map(net, net.linear(merged, 6), data)
+
+
+def recurrent(net: Net, data: str, choices: Choices) -> str:
+    """An LSTM, GRU or RNN over the positions, in one or both directions."""
+    tokens = net.transpose(_as_tokens(net, data), [1, 0, 2])
+    length, batch, channels = net.shapes[tokens]
+    op, gates = (("LSTM", 4), ("GRU", 3), ("RNN", 1))[choices.below(3)]
+    directions, hidden = choices.of(1, 2), choices.of(3, 4)
+    names = [tokens, net.weight([directions, gates * hidden, int(channels)], fan_in=int(channels))]
+    names.append(net.weight([directions, gates * hidden, hidden], fan_in=hidden))
+    names += [net.initializer(net.random.uniform(-0.5, 0.5, (directions, 2 * gates * hidden)), net.name("b"))]
+    made = net.node(
+        op,
+        names,
+        [length, directions, batch, hidden],
+        hidden_size=hidden,
+        direction="bidirectional" if directions == 2 else "forward",
+    )
+    turned = net.transpose(made, [2, 0, 1, 3])
+    width = directions * hidden
+    return _as_map(net, net.reshape(turned, [0, int(length), width], [batch, length, width]), data)
+
+
+def upsampled(net: Net, data: str, choices: Choices) -> str:
+    """A transposed convolution, or channels laid out as pixels, and back to the extent by pooling."""
+    batch, _, height, width = net.shapes[data]
+    if choices.flag():
+        weight = net.weight([_channels(net, data), 5, 2, 2])
+        large = [batch, 5, 2 * int(height), 2 * int(width)]
+        return net.pool(net.relu(net.node("ConvTranspose", [data, weight], large, strides=[2, 2])))
+    made = net.relu(net.conv(data, 12, 1))
+    rows, columns = int(height), int(width)
+    apart = net.reshape(made, [0, 3, 2, 2, rows, columns], [batch, 3, 2, 2, rows, columns])
+    turned = net.transpose(apart, [0, 1, 4, 2, 5, 3])
+    return net.pool(net.reshape(turned, [0, 3, 2 * rows, 2 * columns], [batch, 3, 2 * rows, 2 * columns]))
+
+
+def group_norm(net: Net, data: str, choices: Choices) -> str:
+    """Group normalisation as exporters write it."""
+    if _channels(net, data) % 2:
+        data = net.relu(net.conv(data, 8, 1))
+    batch, channels, height, width = net.shapes[data]
+    rest = int(channels) * int(height) * int(width) // 2
+    ones, zeros = (net.initializer(np.full(2, value), net.name("n")) for value in (1.0, 0.0))
+    apart = net.reshape(data, [0, 2, -1], [batch, 2, rest])
+    normal = net.node("InstanceNormalization", [apart, ones, zeros], epsilon=1e-2)
+    back = net.reshape(normal, [0, int(channels), int(height), int(width)], net.shapes[data])
+    return net.add(back, net.initializer(net.random.uniform(0.5, 1.5, (int(channels), 1, 1)), net.name("k")), op="Mul")
+
+
 def over_channels(net: Net, data: str, choices: Choices) -> str:
     """An operator that reads all channels at once."""
     place = choices.below(4)
@@ -252,6 +344,10 @@ STAGES: tuple[Stage, ...] = (
     shuffle,
     channels_last,
     tokens,
+    attention,
+    recurrent,
+    upsampled,
+    group_norm,
     over_channels,
     over_space,
     constant,

@@ -95,10 +95,17 @@ def test_every_option_reaches_the_recipe(
     options = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     report = tmp_path / "why.json"
     out = tmp_path / "small.onnx"
+    options += ["--allow-resize", "image"]
     found = command(capfd, path, "--calib", data, *options, "--no-recover", "--report", report, "-o", out)
     assert found.code == 0
     recipe = json.loads(report.read_text())["recipe"]
-    assert recipe == {**given, "recover": False, "channels": None}
+    assert recipe == {
+        **given,
+        "recover": False,
+        "channels": None,
+        "allow_resize": ["image"],
+        "custom_ops": [],
+    }
     assert set(recipe) == {*RecipeFields.__dataclass_fields__}
     assert files(tmp_path) == {"net.onnx", "calib.npz", "small.onnx", "why.json"}
     found = command(capfd, path, "--calib", data, "--channels", "0.25", "-q", "--report", report, *QUICK)

@@ -33,11 +33,13 @@ KEYS = {
     "macs": {"before": int, "after": int},
     "bytes": {"before": int, "after": int},
     "kept": dict,
+    "resized": {"image": {"before": list, "after": list, "kept": {"1": list}}},
     "zeroed": dict,
     "groups": [
         {"name": str, "axes": list, "size": int, "removed": list, "score": list, "criterion": str, "exact": bool}
     ],
     "declined": [{"tensor": str, "axis": int, "positions": int, "share": float, "node": str, "op": str, "reason": str}],
+    "reasons": [{"op": str, "reason": str, "nodes": list, "axes": int, "share": float}],
     "latency": {"threads": int, "runs": int, "before_ms": float, "after_ms": float, "ratio": float, "ratio_ci": list},
     "equivalence": {"max_abs": float, "max_rel": float},
     "fidelity": {"relative_l2": float, "outputs": list},
@@ -68,7 +70,7 @@ def _run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ledger]:
     folder = tmp_path_factory.mktemp("run")
     path, data = small.write(folder)
     loaded = load(path)
-    recipe = Recipe(target=0.8, channels=0.5, recover=False, runs=2, max_drop=1.0)
+    recipe = Recipe(target=0.8, channels=0.5, recover=False, runs=2, max_drop=1.0, allow_resize=("image",))
     model, ledger = prune(loaded, recipe, data)
     return folder, write(model, ledger, loaded, folder / "out.onnx", folder / "out.json")
 
@@ -120,6 +122,7 @@ def test_only_axes_that_lost_something_are_kept(run: tuple[Path, Ledger]) -> Non
     assert set(found) == {
         *((name, 0) for name in ("w_0", "scale_0", "shift_0", "mean_0", "var_0", "w_1", "b_0", "w_2", "b_1", "w_3")),
         ("b_2", 0),
+        ("w_0", 1),
         ("w_1", 1),
         ("w_2", 1),
         ("w_3", 1),

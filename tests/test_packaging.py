@@ -153,7 +153,7 @@ ORDER = [
     {"passes", "ledger"},
     {"pipeline"},
     {"record"},
-    {"api", "comparison", "output"},
+    {"api", "comparison", "output", "rules"},
     {"report", "graphprune"},
     {"cli"},
     {"__main__"},

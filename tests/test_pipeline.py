@@ -141,7 +141,7 @@ def test_the_proof_catches_a_wrong_removal() -> None:
     assert weight.dims == [5, 12]
     coupling = analysis.coupling
     consumer = next(c for c in coupling.contractions if c.node.inputs[1] == "w_4")
-    units = coupling.vector(consumer.node.inputs[0], 1)
+    units = coupling.along(consumer.node.inputs[0], 1)[0]
     assert units is not None
     coupling.ids["w_4"] = tuple(np.roll(ids, 1) if ids.size == 12 else ids for ids in coupling.ids["w_4"])
     with pytest.raises(EquivalenceError, match="masked original") as caught:

@@ -30,6 +30,9 @@ GOOD: list[dict[str, Any]] = [
     {"target": 0.5, "max_drop": 0},
     {"target": 0.5, "max_drop": 1.0},
     {"target": 0.5, "threads": 1, "runs": 2, "seed": 0, "recover": False},
+    {"target": 0.5, "allow_resize": ()},
+    {"target": 0.5, "custom_ops": ("operators.so", "more/operators.so")},
+    {"target": 0.5, "allow_resize": ("h_in", "h_out", "c_in=c_out")},
 ]
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -68,6 +71,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"target": 0.5, "structural": np.array(["auto"])}, "--structural"),
     ({"target": 0.5, "criterion": np.array(["apoz", "apoz"])}, "--criterion"),
     ({"target": 0.5, "seed": np.bool_(True)}, "--seed"),
+    ({"target": 0.5, "allow_resize": "h_in"}, "--allow-resize"),
+    ({"target": 0.5, "allow_resize": ["h_in", 1]}, "--allow-resize"),
+    ({"target": 0.5, "allow_resize": [""]}, "--allow-resize"),
+    ({"target": 0.5, "allow_resize": None}, "--allow-resize"),
+    ({"target": 0.5, "custom_ops": "operators.so"}, "--custom-ops"),
+    ({"target": 0.5, "custom_ops": [b"operators.so"]}, "--custom-ops"),
     ({"target": 0.5, "runs": 1}, "--runs"),
     ({"target": 0.5, "runs": 2.5}, "--runs"),
     ({"target": 0.5, "seed": -1}, "--seed"),
@@ -133,6 +142,8 @@ def test_every_field_can_be_given_in_a_file(field: str, tmp_path: Path) -> None:
         "recover": True,
         "max_latency_ratio": 1.5,
         "max_drop": 0.1,
+        "allow_resize": ["h_in", "h_out"],
+        "custom_ops": ["operators.so"],
         "threads": 2,
         "runs": 4,
         "seed": 9,

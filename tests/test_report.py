@@ -12,7 +12,7 @@ from rich.console import Console
 from graphprune import Ledger, Recipe, prune
 from graphprune.api import Inspection, as_model, inspect
 from graphprune.comparison import Comparison, compare
-from graphprune.ledger import DeclinedRecord, FileRecord
+from graphprune.ledger import DeclinedRecord, FileRecord, ReasonRecord
 from graphprune.report import print_comparison, print_inspection, print_ledger, to_json
 from graphprune.verify.gate import Gate
 from tests import small
@@ -107,13 +107,35 @@ def test_inspection_in_text_and_json(inspection: Inspection) -> None:
     assert values["declined"][0]["reason"] == inspection.declined[0].reason
 
 
-def test_reasons_are_gathered_and_long_lists_cut(inspection: Inspection) -> None:
-    many = [DeclinedRecord(f"w[{index}]", 0, 1, 0.01, "node", "Op", "no rule for it") for index in range(9)]
-    out, text = console()
-    print_inspection(replace(inspection, declined=many), out)
-    assert text.getvalue().count("no rule for it") == 1
-    assert "w[0] axis 0, w[1] axis 0, w[2] axis 0 and 6 more" in text.getvalue()
-    assert "9.0%" in text.getvalue()
+@pytest.mark.parametrize("verbose", [False, True])
+def test_five_hundred_axes_are_a_few_lines_a_reason(inspection: Inspection, *, verbose: bool) -> None:
+    axes = [
+        DeclinedRecord(f"w[{index}]", 0, 1 + index % 2, 0.001, f"node_{index % 5}", "Op", "no rule for it")
+        for index in range(500)
+    ]
+    axes.append(DeclinedRecord("w[0]", 1, 3, 0.25, "", "", "graph input 'x' keeps its shape"))
+    reasons = [
+        ReasonRecord("Op", "no rule for it", [f"node_{index}" for index in range(5)], 500, 0.5),
+        ReasonRecord("", "graph input 'x' keeps its shape", [], 1, 0.25),
+    ]
+    out, text = console(width=40)
+    print_inspection(replace(inspection, declined=axes, reasons=reasons), out, verbose=verbose)
+    printed = text.getvalue().splitlines()
+    lines = printed[next(place for place, line in enumerate(printed) if line.startswith("left alone")) + 1 :]
+    cut = [
+        " 50.0%  no rule for it (Op node_0, node_1, node_2 and 2 more)",
+        "        w[0] axis 0: 1 position, 0.1%, node_0",
+        "        w[1] axis 0: 2 positions, 0.1%, node_1",
+        "        w[2] axis 0: 1 position, 0.1%, node_2",
+        "        and 497 more axes",
+        " 25.0%  graph input 'x' keeps its shape",
+        "        w[0] axis 1: 3 positions, 25.0%",
+    ]
+    if verbose:
+        assert [line for line in cut if "more axes" not in line] == [*lines[:4], *lines[501:503]]
+        assert lines[500] == "        w[499] axis 0: 2 positions, 0.1%, node_4"
+    else:
+        assert lines[:7] == cut
 
 
 def test_comparison_in_text_and_json(comparison: Comparison) -> None:

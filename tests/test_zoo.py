@@ -101,19 +101,16 @@ def moved(value: Array, node: onnx.NodeProto, tensors: Mapping[str, Array]) -> A
 def masked(model: onnx.ModelProto, kept: Mapping[str, Mapping[str, Sequence[int]]]) -> tuple[onnx.ModelProto, int]:
     """Return the model with zeros in all weights that read removed channels, and how many axes that were.
 
-    From the ledger's ``kept`` alone: where an axis of a weight that lost positions meets the axis that a Conv, Gemm or
-    MatMul sums over, its lost positions are zeroed. Nothing is asked of the coupling.
+    From the ledger's ``kept`` alone: where an axis of a weight that lost positions meets the axis that a Conv, Gemm,
+    MatMul or LSTM sums over, its lost positions are zeroed. Nothing is asked of the coupling.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     arrays = editable(model)
     producer = {output: node for node in model.graph.node for output in node.output}
     axes = 0
-    for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        summed = {"Conv": 1, "Gemm": int(bool(attribute(node, "transB"))), "MatMul": 0}[node.op_type]
-        name, chain = node.input[1], []
+    for read, summed in (weight for node in model.graph.node for weight in weights_of(node)):
+        name, chain = read, list[onnx.NodeProto]()
         while name not in arrays and name in producer:
             chain.insert(0, producer[name])
             name = producer[name].input[0]
@@ -132,6 +129,13 @@ def masked(model: onnx.ModelProto, kept: Mapping[str, Mapping[str, Sequence[int]
         if tensor.name in kept:
             tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
     return result, axes
+
+
+def weights_of(node: onnx.NodeProto) -> list[tuple[str, int]]:
+    """The weights that a node multiplies its data by, and the axis of each that it sums over."""
+    summed = {"Conv": 1, "Gemm": int(bool(attribute(node, "transB"))), "MatMul": 0, "LSTM": 2}.get(node.op_type)
+    names = node.input[1:3] if node.op_type == "LSTM" else node.input[1:2]
+    return [] if summed is None else [(name, summed) for name in names]
 
 
 def attribute(node: onnx.NodeProto, name: str) -> Any:
@@ -217,6 +221,39 @@ def test_the_residual_stages_of_resnet20_lose_width(name: str, judge: ModuleType
     assert widths[0] == [16] * 3 + [32] * 3 + [64] * 3
     assert all(now < then for then, now in zip(*widths, strict=True)), widths
     assert len({*widths[1][:3]}) == len({*widths[1][3:6]}) == len({*widths[1][6:]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "result", "least"),
+    [
+        ("dtln_1", "input_3", "tf_op_layer_stack_2", 0.6),
+        ("dtln_2", "input_5", "tf_op_layer_stack_5", 0.35),
+    ],
+)
+def test_a_streaming_model_keeps_half_of_its_state_and_feeds_it_back(
+    name: str, state: str, result: str, least: float, judge: ModuleType
+) -> None:
+    path = judge.HERE / f"models/{name}.onnx"
+    original = onnx.load(path)
+    asked = Recipe(channels=0.5, recover=False, runs=2, allow_resize=(state, result))
+    pruned, ledger = prune(path, asked, calibration(judge, name, 16))
+    lost = ledger.weights.removed / ledger.weights.before
+    assert lost >= least, f"only {lost:.1%} of the weights went"
+    onnx.checker.check_model(pruned, full_check=True)
+    values = json.loads(ledger.to_json())
+    assert values["resized"][state] == values["resized"][result]
+    assert (values["resized"][state]["before"], values["resized"][state]["after"]) == ([1, 2, 128, 2], [1, 2, 64, 2])
+    kept = values["resized"][state]["kept"]["2"]
+
+    reference, axes = masked(original, values["kept"])
+    assert axes, "nothing was masked"
+    states = [np.zeros((1, 2, extent, 2), np.float32) for extent in (128, 64)]
+    for row in judge.synthetic(name, 16):
+        before, after = (
+            run(model, {**row, state: fed}) for model, fed in zip((reference, pruned), states, strict=True)
+        )
+        states = [before[result], after[result]]
+        assert relative_l2({**before, result: before[result].take(kept, axis=2)}, after) <= 1e-4
 
 
 def test_nothing_is_printed_when_quiet(judge: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from graphprune.ir.resolving import Resolved, resolve
+
 IdArray = npt.NDArray[np.int64]
 Ids = tuple[IdArray, ...]
 
@@ -38,12 +40,12 @@ class Reason:
 
 
 class Atoms:
-    """All atoms of a graph, with the joins and freezes noted so far."""
+    """All atoms of a graph, with the joins, products and freezes noted so far."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._left: list[IdArray] = []
-        self._right: list[IdArray] = []
+        self._joins: list[tuple[IdArray, IdArray]] = []
+        self._products: list[IdArray] = []
         self._frozen: list[tuple[IdArray, int]] = []
         self.reasons: list[Reason] = []
         self._reason_index: dict[Reason, int] = {}
@@ -58,8 +60,65 @@ class Atoms:
     def join(self, left: IdArray, right: IdArray) -> None:
         """Make two arrays of ids, broadcast against each other, the same position by position."""
         a, b = np.broadcast_arrays(left, right)
-        self._left.append(a.ravel())
-        self._right.append(b.ravel())
+        self._joins.append((a.ravel(), b.ravel()))
+
+    def tie(self, ids: IdArray, axes: Sequence[int]) -> IdArray | None:
+        """Join an array along some of its axes, so that only whole rows of the others go.
+
+        Returns
+        -------
+        ndarray or None
+            The array with extent 1 on these axes; None when it names no other, and nothing is joined.
+        """
+        if not set(support(ids)) - set(axes):
+            return None
+        for axis in set(support(ids)) & set(axes):
+            first = ids.take([0], axis)
+            self.join(first, ids)
+            ids = first
+        return ids
+
+    def factor(self, ids: IdArray) -> list[IdArray]:
+        """Let each position of an array go exactly when its place on one of the axes goes.
+
+        Parameters
+        ----------
+        ids : ndarray
+            Naming two axes or more: heads and head dimensions, say.
+
+        Returns
+        -------
+        list of ndarray
+            For each axis, from the first to the last, its ids, of extent 1 on all others.
+        """
+        factors = {}
+        for axis in outermost_first(ids):
+            rows = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
+            _, place = np.unique(rows, axis=0, return_inverse=True)
+            factors[axis] = along(self.new((int(place.max()) + 1,))[place.ravel()], ids.ndim, axis)
+        self.product(ids, list(factors.values()))
+        return [factors[axis] for axis in sorted(factors)]
+
+    def fuse(self, arrays: Sequence[IdArray]) -> IdArray:
+        """Return one array for several over the same axes: a position goes when it goes in one of them."""
+        if len(arrays) == 1:
+            return arrays[0]
+        stack = np.stack(np.broadcast_arrays(*arrays))
+        tuples, place = np.unique(stack.reshape(len(arrays), -1), axis=1, return_inverse=True)
+        fused = self.new((tuples.shape[1],))
+        self.product(fused, list(tuples))
+        return np.asarray(fused[place.ravel()].reshape(stack.shape[1:]))
+
+    def product(self, ids: IdArray, factors: Sequence[IdArray]) -> None:
+        """Note that each of the ids goes exactly when one of its factors goes.
+
+        Parameters
+        ----------
+        ids : ndarray
+        factors : sequence of ndarray
+            Two or more, each broadcastable to ``ids``.
+        """
+        self._products.append(np.stack([a.ravel() for a in np.broadcast_arrays(ids, *factors)]))
 
     def freeze(self, ids: IdArray, reason: Reason) -> None:
         """Note that none of these ids may go."""
@@ -68,22 +127,15 @@ class Atoms:
             self.reasons.append(reason)
         self._frozen.append((ids.ravel(), index))
 
-    def resolve(self) -> tuple[IdArray, IdArray]:
-        """Join everything.
+    def resolve(self) -> Resolved:
+        """Join everything, and find what every id goes with."""
+        return resolve(self.count, self._joins, self._products, self._frozen)
 
-        Returns
-        -------
-        roots : ndarray, shape (count,)
-            For every id the smallest id that it is joined with.
-        frozen : ndarray, shape (count,)
-            For every id the index of the first reason that freezes it, -1 for none.
-        """
-        roots = _components(self.count, _concatenate(self._left), _concatenate(self._right))
-        by_root = np.full(self.count, len(self.reasons), dtype=np.int64)
-        for ids, index in self._frozen:
-            np.minimum.at(by_root, roots[ids], index)
-        by_root[by_root == len(self.reasons)] = -1
-        return roots, by_root[roots]
+
+def outermost_first(ids: IdArray) -> list[int]:
+    """Return the axes that an array names, in the order in which they lie in the axis that was split."""
+    steps = {axis: int(ids.take([1], axis).flat[0] - ids.take([0], axis).flat[0]) for axis in support(ids)}
+    return sorted(steps, key=lambda axis: -abs(steps[axis]))
 
 
 def support(ids: IdArray) -> tuple[int, ...]:
@@ -111,24 +163,3 @@ def collapse(ids: IdArray) -> IdArray:
             if bool((ids == first).all()):
                 ids = first
     return ids
-
-
-def _concatenate(parts: list[IdArray]) -> IdArray:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
-def _components(count: int, left: IdArray, right: IdArray) -> IdArray:
-    """Connected components by hooking roots onto smaller roots and halving paths, all in whole arrays."""
-    parent = np.arange(count, dtype=np.int64)
-    while True:
-        a, b = parent[left], parent[right]
-        apart = a != b
-        if not apart.any():
-            return parent
-        left, right, a, b = left[apart], right[apart], a[apart], b[apart]
-        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
-        while True:
-            grand = parent[parent]
-            if bool((grand == parent).all()):
-                break
-            parent = grand

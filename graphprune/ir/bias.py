@@ -48,6 +48,8 @@ def _add_to_bias(proto: onnx.ModelProto, graph: Graph, node: Node, delta: FloatA
         reader = readers[0]
         slot = 1 - reader.inputs.index(node.outputs[0])
     name = reader.input(slot)
+    if name in graph.producer:
+        return _add_to_quantised(graph, name, delta * scale)
     if name and not (graph.is_float(name) and _is_bias(graph, name, len(delta))):
         return False
     if not name:
@@ -63,6 +65,24 @@ def _add_to_bias(proto: onnx.ModelProto, graph: Graph, node: Node, delta: FloatA
         replace_values(tensor, summed)
     else:
         set_input(reader.proto, slot, _new(proto, graph, f"{node.outputs[0]}_bias", summed, tensor.data_type))
+    return True
+
+
+def _add_to_quantised(graph: Graph, name: str, delta: FloatArray) -> bool:
+    """Add to a bias of 32 bits behind DequantizeLinear, whose steps are as fine as the sums'; no other may read it."""
+    node = graph.producer[name]
+    stored = node.input(0)
+    if node.op != "DequantizeLinear" or any(len(graph.consumers[n]) > 1 or n in graph.outputs for n in (name, stored)):
+        return False
+    meaning, tensor = graph.quantized.get(stored), graph.initializers.get(stored)
+    if meaning is None or meaning.scale is None or tensor is None or tensor.data_type != onnx.TensorProto.INT32:
+        return False
+    values = array(tensor)
+    wide = values.astype(np.float64) + np.rint(delta / meaning.scale)
+    limits = np.iinfo(np.int32)
+    if wide.shape != delta.shape or wide.min() < limits.min or wide.max() > limits.max:
+        return False
+    replace_values(tensor, wide.astype(np.int32))
     return True
 
 

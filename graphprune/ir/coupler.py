@@ -8,6 +8,7 @@ import numpy as np
 
 from graphprune.ir.atoms import Atoms, IdArray, Ids, Reason, along, lift, support
 from graphprune.ir.graph import Graph, Node, Shape
+from graphprune.ir.splits import Splits
 from graphprune.ir.units import Contraction
 
 
@@ -17,14 +18,21 @@ class Coupler:
     A rule reads the ids of its node's inputs, joins, balances or freezes them, and sets the ids of the outputs.
     An axis that no id array of a tensor names is *untracked*: it keeps its extent, and whatever must match it
     is frozen.
+
+    Attributes
+    ----------
+    stored : dict of str to onnx.TensorProto
+        Initializers, and by other names again those whose ids tensors share: a quantised weight, dequantised.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.stored = dict(graph.initializers)
         self.atoms = Atoms()
         self.ids_of: dict[str, list[IdArray]] = {}
         self.contractions: list[Contraction] = []
         self.balances: list[IdArray] = []
+        self.splits = Splits(graph, self.atoms)
         self._untracked: dict[str, Reason] = {}
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -35,8 +43,8 @@ class Coupler:
 
     def ids(self, name: str) -> Ids:
         """Return all ids of a tensor; an initializer gets its own for every axis that has none yet."""
-        if name in self.graph.initializers:
-            for axis in range(len(self.graph.initializers[name].dims)):
+        if name in self.stored:
+            for axis in range(len(self.stored[name].dims)):
                 self._own(name, axis)
         return tuple(self.ids_of.get(name, ()))
 
@@ -60,7 +68,7 @@ class Coupler:
         if shape is None or axis >= len(shape):
             return None
         extent = shape[axis]
-        if name in self.graph.initializers:
+        if name in self.stored:
             self._own(name, axis)
         for ids in self.ids_of.get(name, ()):
             if support(ids) == (axis,):
@@ -101,6 +109,14 @@ class Coupler:
         if why_untracked is not None:
             self._untracked[name] = why_untracked
 
+    def same(self, name: str, source: str) -> None:
+        """Give a node's output the ids of an input of its shape; a constant's are found later, by what it meets."""
+        if source in self.stored:
+            self.stored[name] = self.stored[source]
+            self.ids_of[name] = self.ids_of.setdefault(source, [])
+        else:
+            self.set(name, self.ids(source))
+
     def set_axis(self, name: str, axis: int, vector: IdArray | None, others: Sequence[IdArray] = ()) -> None:
         """Give an output the ids of one axis, beside arrays that hold for other axes."""
         shape = self.shape(name)
@@ -128,7 +144,7 @@ class Coupler:
 
     def freeze_tensor(self, name: str, reason: Reason) -> None:
         """Demand that a tensor keeps its shape."""
-        if name in self.graph.initializers or name in self.ids_of:
+        if name in self.stored or name in self.ids_of:
             self.freeze(self.ids(name), reason)
 
     def freeze_tensor_axis(self, name: str, axis: int, reason: Reason) -> None:
@@ -144,13 +160,21 @@ class Coupler:
     # -- shared by rules -----------------------------------------------------------------------------------
 
     def pass_axes(self, node: Node, name: str, axes: Sequence[int], text: str) -> list[IdArray]:
-        """Return the ids of ``name`` on the given axes, and freeze those of all others for the reason given."""
+        """Return the ids of ``name`` on the given axes, and freeze those of all others for the reason given.
+
+        What lies on both is tied: a position of the given axes goes with all that it holds.
+        """
+        return self.pass_arrays(node, self.ids(name), axes, text)
+
+    def pass_arrays(self, node: Node, arrays: Sequence[IdArray], axes: Sequence[int], text: str) -> list[IdArray]:
+        """Do the same with some id arrays of a tensor."""
         passed = []
-        for ids in self.ids(name):
-            if set(support(ids)) <= set(axes):
-                passed.append(ids)
-            else:
+        for ids in arrays:
+            tied = self.atoms.tie(ids, [axis for axis in support(ids) if axis not in axes])
+            if tied is None:
                 self.freeze([ids], Reason(node.label, node.op, text))
+            else:
+                passed.append(tied)
         return passed
 
     def on_axes(self, name: str, axes: Sequence[int]) -> list[IdArray]:
@@ -182,7 +206,7 @@ class Coupler:
             extents = tuple(extent if axis - rank in axes else 1 for axis, extent in enumerate(lifted))
             operands.append((name, extents))
         # Constants come last: one that has no ids yet takes on the structure of what it meets.
-        operands.sort(key=lambda operand: operand[0] in self.graph.initializers)
+        operands.sort(key=lambda operand: operand[0] in self.stored)
         return self._merge(node, rank, operands)
 
     def ranked(self, node: Node) -> bool:
@@ -200,11 +224,25 @@ class Coupler:
         for name in node.outputs:
             self.set(name, [], reason)
 
+    # -- ids that name several axes ------------------------------------------------------------------------
+
+    def apart(self, name: str) -> None:
+        """Factor what names several axes of an activation, which from here on are used one by one."""
+        if name in self.stored or name not in self.ids_of:
+            return
+        arrays: list[IdArray] = []
+        for ids in self.ids_of[name]:
+            split = self.splits.of(ids)
+            if split is not None:
+                split.used = True
+            arrays.extend(self.atoms.factor(ids) if len(support(ids)) > 1 else [ids])
+        self.ids_of[name] = arrays
+
     # -- inside --------------------------------------------------------------------------------------------
 
     def _own(self, name: str, axis: int) -> None:
         """Give an initializer ids of its own along one axis, unless it has some there."""
-        dims = list(self.graph.initializers[name].dims)
+        dims = list(self.stored[name].dims)
         arrays = self.ids_of.setdefault(name, [])
         if dims[axis] > 1 and not any(axis in support(ids) for ids in arrays):
             arrays.append(along(self.atoms.new((dims[axis],)), len(dims), axis))
@@ -219,7 +257,7 @@ class Coupler:
         merged: list[IdArray] = []
         carried: dict[str, list[IdArray]] = {}
         for name, extents in operands:
-            if name in self.graph.initializers and name not in self.ids_of:
+            if name in self.stored and not self.ids_of.get(name):
                 self._adopt(name, extents, merged)
             lifted = [lift(own, rank) for own in self.ids(name)]
             carried[name] = [ids for ids in lifted if all(extents[axis] != 1 for axis in support(ids))]
@@ -243,7 +281,7 @@ class Coupler:
 
     def _adopt(self, name: str, shape: Shape, merged: Sequence[IdArray]) -> None:
         """Give an initializer fresh ids of the structure of the tensors that it is broadcast against."""
-        own = len(self.graph.initializers[name].dims)
+        own = len(self.stored[name].dims)
         arrays = self.ids_of.setdefault(name, [])
         for ids in merged:
             if all(shape[axis] == ids.shape[axis] for axis in support(ids)):

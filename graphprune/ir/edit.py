@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from graphprune.ir.graph import Graph, Shape
 from graphprune.ir.units import BoolArray, Coupling
@@ -25,7 +27,8 @@ class Edit:
 
     coupling: Coupling
     removed: BoolArray
-    constants: dict[tuple[tuple[int, ...], bytes], onnx.TensorProto] = field(default_factory=dict)
+    constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = field(default_factory=dict)
+    inserted: list[onnx.NodeProto] = field(default_factory=list)
 
     @property
     def graph(self) -> Graph:
@@ -56,15 +59,45 @@ class Edit:
             return None
         return np.asarray(keep.any(axis=tuple(a for a in range(keep.ndim) if a != axis)))
 
-    def constant(self, value: npt.NDArray[np.int64]) -> str:
+    def constant(self, value: npt.NDArray[np.integer]) -> str:
         """Return the name of a new initializer that holds a patched shape constant."""
-        key = (value.shape, value.tobytes())
+        key = (value.dtype.str, value.shape, value.tobytes())
         if key not in self.constants:
-            name = f"graphprune_constant_{len(self.constants)}"
-            while name in self.graph.shapes or name in self.graph.producer:
-                name += "_"
+            name = self.graph.unused(f"graphprune_constant_{len(self.constants)}")
             self.constants[key] = numpy_helper.from_array(value, name)
         return self.constants[key].name
+
+    def insert(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Put a node in front of the one that is patched, and return the name of its output."""
+        name = self.graph.unused(f"graphprune_{op.lower()}_{len(self.inserted)}")
+        self.inserted.append(onnx.helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def set_entries(self, proto: onnx.NodeProto, slot: int, new: Sequence[int | None]) -> None:
+        """Write new numbers into a vector of integers that a node reads.
+
+        Parameters
+        ----------
+        proto : onnx.NodeProto
+            The node that is patched.
+        slot : int
+            Which of its inputs.
+        new : sequence of int or None
+            None for entries that stay. Where the vector is computed, the others must be known beforehand
+            (`Graph.entries`): the difference is added to what is computed.
+        """
+        name = proto.input[slot]
+        old = self.graph.entries[name]
+        pairs = list(zip(old, new, strict=True))
+        changes = [now - int(before) if now is not None else 0 for before, now in pairs]
+        kind = helper.tensor_dtype_to_np_dtype(self.graph.element_types.get(name, onnx.TensorProto.INT64))
+        if not any(changes):
+            return
+        if name in self.graph.initializers:
+            written = np.array([before if now is None else now for before, now in pairs], dtype=kind)
+            set_input(proto, slot, self.constant(written))
+        else:
+            set_input(proto, slot, self.insert("Add", [name, self.constant(np.array(changes, dtype=kind))]))
 
     def value(self, name: str) -> npt.NDArray[np.generic] | None:
         """Return the value of a constant before, None when the tensor is none."""

@@ -11,7 +11,9 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphprune.errors import ModelError
-from graphprune.ir.graph import infer_shapes
+from graphprune.ir.bodies import defined, drop_nodes, open_graphs
+from graphprune.ir.entries import numbers
+from graphprune.ir.graph import Graph, infer_shapes, skeleton
 from graphprune.ir.session import quiet_sessions
 
 ROUNDS = 3
@@ -38,9 +40,10 @@ def constant_values(proto: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]
     """
     G_LOGGER.severity = G_LOGGER.CRITICAL
     logging.getLogger("onnx_graphsurgeon").setLevel(logging.CRITICAL)
-    produced = {name for node in proto.graph.node for name in node.output if name}
+    produced = {name for graph in open_graphs(proto) for node in graph.node for name in node.output if name}
     found: dict[str, npt.NDArray[np.generic]] = {}
-    bare = infer_shapes(proto)
+    plain = skeleton(proto)
+    bare = infer_shapes(plain)
     for _ in range(ROUNDS):
         before = len(found)
         try:
@@ -53,21 +56,29 @@ def constant_values(proto: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]
                 value = np.asarray(tensor.values)
                 if value.dtype.kind in "iub":
                     found[name] = value
+        found |= {name: value for name, value in _entry_by_entry(bare).items() if name in produced}
         if len(found) == before:
             break
-        bare = infer_shapes(_with_values(bare, found))
+        bare = infer_shapes(_with_values(plain, found))
     return found
+
+
+def _entry_by_entry(bare: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]]:
+    """Integers that follow from the known extents of shapes of which others are dynamic."""
+    known: dict[str, npt.NDArray[np.generic]] = {}
+    for name, entries in Graph(bare).entries.items():
+        values = numbers(entries)
+        if values and entries.flat[0].dtype.kind in "iub":
+            known[name] = np.array(values, dtype=entries.flat[0].dtype).reshape(entries.shape)
+    return known
 
 
 def _with_values(bare: onnx.ModelProto, values: dict[str, npt.NDArray[np.generic]]) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(bare)
-    nodes = [node for node in result.graph.node if not all(name in values for name in node.output if name)]
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    known = {tensor.name for tensor in result.graph.initializer}
-    still_made = {name for node in nodes for name in node.output}
+    drop_nodes(result, lambda node: all(name in values for name in node.output if name))
+    made = {name for graph in open_graphs(result) for name in defined(graph)}
     for name, value in values.items():
-        if name not in known and name not in still_made:
+        if name not in made:
             result.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
     return result

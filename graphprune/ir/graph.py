@@ -1,24 +1,31 @@
-"""A read-only view of a model's main graph: nodes, shapes, constants, producers and consumers."""
+"""A read-only view of a model: nodes, shapes, constants, producers and consumers, in the bodies of control flow too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from graphprune.errors import ModelError
+from graphprune.ir.bodies import DEFAULT_DOMAINS, nodes_below, open_graphs
+from graphprune.ir.contrib import with_stand_ins
+from graphprune.ir.entries import Entries, find_entries
+from graphprune.ir.flow import infer_flat
+from graphprune.ir.nodes import Body, Node, list_nodes
+from graphprune.ir.quantized import Quantized, find_quantized
+from graphprune.ir.readers import demanded_shapes
+from graphprune.ir.targets import computed_shapes
 from graphprune.ir.tensors import FLOAT_TYPES, array
+
+__all__ = ["Body", "Dim", "Graph", "Node", "Shape", "infer_shapes", "skeleton"]
 
 Dim = int | str | None
 """One extent of a shape: a number, a symbol, or nothing known."""
 Shape = tuple[Dim, ...]
 
-DEFAULT_DOMAINS = ("", "ai.onnx")
 SMALL = 4096
 """Integer tensors of up to this many elements keep their values in a skeleton: shape inference needs them."""
 RANDOM = frozenset("Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split())
@@ -27,43 +34,15 @@ SCALES = 16
 """The same for float tensors, for the scales of Resize."""
 
 
-@dataclass(frozen=True)
-class Node:
-    """One node of the main graph.
+class Graph:
+    """A read-only view of a model.
 
     Attributes
     ----------
-    index : int
-        Position in the graph's node list.
-    proto : onnx.NodeProto
-    op : str
-        Operator type, with its domain in front when that is not ONNX's own: ``Conv``, ``com.microsoft.Gelu``.
-    inputs, outputs : tuple of str
-        Tensor names; an empty name is an optional one left out.
-    captured : tuple of str
-        Names that the node's subgraphs read from the graph around them.
-    """
-
-    index: int
-    proto: onnx.NodeProto
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    captured: tuple[str, ...] = ()
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The node's name, or where it has none the name of its first output."""
-        return self.proto.name or (self.outputs[0] if self.outputs else f"node {self.index}")
-
-    def input(self, slot: int) -> str:
-        """Return the name at an input slot, empty when it is left out."""
-        return self.inputs[slot] if slot < len(self.inputs) else ""
-
-
-class Graph:
-    """A read-only view of a model's main graph.
+    nodes : list of Node
+        All nodes in an order in which they can be computed; those of a body stand before the node that holds it.
+    main : tuple of Node
+        Those of the main graph.
 
     Parameters
     ----------
@@ -83,12 +62,12 @@ class Graph:
         self.initializers = {t.name: t for t in proto.graph.initializer}
         self.inputs = [v.name for v in proto.graph.input if v.name not in self.initializers]
         self.outputs = [v.name for v in proto.graph.output]
-        self.nodes = [_node(index, node) for index, node in enumerate(proto.graph.node)]
+        self.nodes, self.main = list_nodes(proto)
         self.producer = {name: node for node in self.nodes for name in node.outputs if name}
         self.consumers: dict[str, list[Node]] = {}
         for node in self.nodes:
-            for name in dict.fromkeys((*node.inputs, *node.captured)):
-                if name:
+            for name in node.reads:
+                if name in node.inputs or name not in node.captured or not node.bodies:
                     self.consumers.setdefault(name, []).append(node)
         self._input_shapes = input_shapes or {}
 
@@ -112,21 +91,54 @@ class Graph:
         return types
 
     @cached_property
+    def _inferred(self) -> onnx.GraphProto:
+        return infer_shapes(self.proto, self._input_shapes).graph
+
+    @property
     def _values(self) -> list[onnx.ValueInfoProto]:
-        return _values(infer_shapes(self.proto, self._input_shapes).graph)
+        return _values(self._inferred)
 
     def shape(self, name: str) -> Shape | None:
         """Return a tensor's shape, None when not even its rank is known."""
         return self.shapes.get(name)
+
+    @cached_property
+    def entries(self) -> dict[str, Entries]:
+        """What is known, entry by entry, of small tensors that hold shapes and the like."""
+        return find_entries(self._inferred, self.shapes)
 
     def value(self, name: str) -> npt.NDArray[np.generic] | None:
         """Return the value of an initializer, None when the tensor is no initializer."""
         tensor = self.initializers.get(name)
         return None if tensor is None else array(tensor)
 
+    def unused(self, name: str) -> str:
+        """Return a tensor name that is not taken: this one, with underscores behind it if need be."""
+        while name in self.initializers or name in self.producer or name in self.inputs or name in self.handed:
+            name += "_"
+        return name
+
+    @cached_property
+    def handed(self) -> set[str]:
+        """Names of what control flow hands to its bodies: states, scanned positions, the number of the iteration."""
+        return {name for node in self.nodes for body in node.bodies.values() for name in body.inputs}
+
+    def is_inside(self, name: str) -> bool:
+        """Return whether a tensor is only known in a body."""
+        return name in self.handed or (name in self.producer and self.producer[name].inside)
+
     def is_float(self, name: str) -> bool:
-        """Return whether the tensor is a float initializer, that is, holds weights."""
+        """Return whether the tensor is a float initializer."""
         return name in self.initializers and self.initializers[name].data_type in FLOAT_TYPES
+
+    @cached_property
+    def quantized(self) -> dict[str, Quantized]:
+        """By name, integer initializers and Constant nodes that hold quantised numbers, and what these mean."""
+        return find_quantized(self)
+
+    def is_weight(self, name: str) -> bool:
+        """Return whether the tensor is an initializer of weights: float numbers, or quantised ones."""
+        return self.is_float(name) or (name in self.initializers and name in self.quantized)
 
     @cached_property
     def constants(self) -> set[str]:
@@ -134,19 +146,19 @@ class Graph:
         functions = {(function.domain, function.name): function for function in self.proto.functions}
         found = set(self.initializers)
         for node in self.nodes:
-            names = [name for name in (*node.inputs, *node.captured) if name]
-            fixed = names and not node.captured and all(name in found for name in names)
+            names = [name for name in node.inputs if name]
+            fixed = names and not node.captured and not node.bodies and all(name in found for name in names)
             if fixed and not _is_random(node.proto, functions):
                 found.update(name for name in node.outputs if name)
         return found
 
     def sources(self, name: str) -> list[str]:
-        """Return the float initializers that a constant tensor is computed from."""
+        """Return the initializers of weights that a constant tensor is computed from."""
         found: dict[str, None] = {}
         pending = [name]
         while pending:
             current = pending.pop()
-            if self.is_float(current):
+            if self.is_weight(current):
                 found[current] = None
             elif current in self.producer and current in self.constants:
                 pending.extend(n for n in self.producer[current].inputs if n)
@@ -165,8 +177,10 @@ def infer_shapes(proto: onnx.ModelProto, input_shapes: Mapping[str, Shape] | Non
     Returns
     -------
     onnx.ModelProto
-        A skeleton (see `skeleton`) with inferred ``value_info``. What the exporter noted there counts where it does
-        not contradict what is inferred without it: ONNX Runtime takes stale notes, too.
+        A skeleton (see `skeleton`) with inferred ``value_info``, its control flow laid flat (`graphprune.ir.flow`).
+        What the exporter noted there counts where it does not contradict what is inferred without it: ONNX Runtime
+        takes stale notes, too. Where nothing is inferred nor noted, what a tensor's readers demand counts
+        (`graphprune.ir.readers`).
 
     Raises
     ------
@@ -187,24 +201,68 @@ def infer_shapes(proto: onnx.ModelProto, input_shapes: Mapping[str, Shape] | Non
     notes = list(bare.graph.value_info)
     del bare.graph.value_info[:]
     inferred = _infer(bare)
-    alone = {v.name: _shape(v) for v in _values(inferred.graph) if v.type.tensor_type.HasField("shape")}
-    alone.update({t.name: tuple(t.dims) for t in bare.graph.initializer})
+    alone = _known_shapes(inferred)
     news = [v for v in notes if v.name not in alone or _adds(_shape(v), alone[v.name])]
-    if not news:
-        return inferred
-    bare.graph.value_info.extend(news)
-    return _infer(bare)
+    known = {*alone, *(v.name for v in news)}
+    nodes = (node for graph in open_graphs(proto) for node in graph.node)
+    news += [v for name, v in demanded_shapes(proto.graph, nodes).items() if name not in known]
+    if news:
+        bare.graph.value_info.extend(news)
+        inferred = _infer(bare)
+    return _infer_computed(bare, inferred)
+
+
+def _infer_computed(bare: onnx.ModelProto, inferred: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer again as long as numbers are found in the shapes that the graph computes.
+
+    Symbols alone come one node further with every round, so they get no second one.
+    """
+    numbers_found, noted = True, dict[str, list[Dim]]()
+    while True:
+        known = _known_shapes(inferred)
+        kinds = {v.name: v.type.tensor_type.elem_type for v in _values(inferred.graph)}
+        found = computed_shapes(inferred.graph, known)
+        news = {name: shape for name, shape in found.items() if kinds.get(name) and noted.get(name) != shape}
+        more_numbers = any(_count_numbers(shape) > _count_numbers(known.get(name, ())) for name, shape in news.items())
+        if not news or not (more_numbers or numbers_found):
+            return inferred
+        numbers_found = more_numbers
+        noted.update(news)
+        for value in [v for v in bare.graph.value_info if v.name in news]:
+            bare.graph.value_info.remove(value)
+        bare.graph.value_info.extend(
+            onnx.helper.make_tensor_value_info(name, kinds[name], shape) for name, shape in news.items()
+        )
+        inferred = _infer(bare)
+
+
+def _count_numbers(shape: Sequence[Dim]) -> int:
+    return sum(isinstance(extent, int) for extent in shape)
+
+
+def _known_shapes(inferred: onnx.ModelProto) -> dict[str, Shape]:
+    shapes = {v.name: _shape(v) for v in _values(inferred.graph) if v.type.tensor_type.HasField("shape")}
+    return shapes | {t.name: tuple(t.dims) for t in inferred.graph.initializer}
 
 
 def _infer(bare: onnx.ModelProto) -> onnx.ModelProto:
+    return infer_flat(bare, _infer_nodes)
+
+
+def _infer_nodes(bare: onnx.ModelProto) -> onnx.ModelProto:
+    stood_in = with_stand_ins(bare)
     try:
-        return onnx.shape_inference.infer_shapes(bare, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(stood_in, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise ModelError(
             "shape inference finds the graph contradictory",
             why=str(error).strip().splitlines()[0],
             hint="run onnx.checker.check_model(path, full_check=True) on it and mend the export",
         ) from error
+    if stood_in is not bare:
+        del inferred.graph.node[:]
+        inferred.graph.node.extend(bare.graph.node)
+    return inferred
 
 
 def _adds(noted: Shape, known: Shape) -> bool:
@@ -248,36 +306,11 @@ def _shape(value: onnx.ValueInfoProto) -> Shape:
     )
 
 
-def _node(index: int, proto: onnx.NodeProto) -> Node:
-    op = proto.op_type if proto.domain in DEFAULT_DOMAINS else f"{proto.domain}.{proto.op_type}"
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute if not a.ref_attr_name}
-    return Node(index, proto, op, tuple(proto.input), tuple(proto.output), _captured(proto), attributes)
-
-
 def _is_random(proto: onnx.NodeProto, functions: Mapping[tuple[str, str], onnx.FunctionProto]) -> bool:
     """Whether the node, its subgraphs or the local function that it calls draw random numbers."""
     if proto.domain in DEFAULT_DOMAINS and proto.op_type in RANDOM:
         return True
     function = functions.get((proto.domain, proto.op_type))
     inner = list(function.node) if function is not None else []
-    inner += [node for graph in _subgraphs(proto) for node in graph.node]
+    inner += list(nodes_below([proto]))[1:]
     return any(_is_random(node, functions) for node in inner)
-
-
-def _subgraphs(proto: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in proto.attribute:
-        yield from attribute.graphs
-        if attribute.HasField("g"):
-            yield attribute.g
-
-
-def _captured(proto: onnx.NodeProto) -> tuple[str, ...]:
-    """Names that the node's subgraphs use and do not define themselves."""
-    found: dict[str, None] = {}
-    for graph in _subgraphs(proto):
-        own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-        own |= {name for node in graph.node for name in node.output}
-        used = [name for node in graph.node for name in (*node.input, *_captured(node))]
-        used += [v.name for v in graph.output]
-        found.update(dict.fromkeys(name for name in used if name and name not in own))
-    return tuple(found)

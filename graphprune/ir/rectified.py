@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from graphprune.ir.graph import Graph, Node
+from graphprune.ir.quantized import RESULT_ZEROS
 
 CARRIERS = frozenset(
-    "AveragePool Cast Concat Dropout Flatten GlobalAveragePool GlobalMaxPool Identity MaxPool Pad Reshape Slice Split "
-    "Squeeze Transpose Unsqueeze".split()
+    "AveragePool Cast Concat DequantizeLinear Dropout DynamicQuantizeLinear Flatten GlobalAveragePool GlobalMaxPool "
+    "Identity MaxPool Pad QuantizeLinear Reshape Slice Split Squeeze Transpose Unsqueeze "
+    "com.microsoft.QLinearAveragePool com.microsoft.QLinearGlobalAveragePool".split()
 )
 """Operators that keep a tensor without negative values so, and zero where all they read is zero."""
 
@@ -23,7 +25,8 @@ def rectified(graph: Graph) -> set[str]:
     Returns
     -------
     set of str
-        Outputs of Relu, ThresholdedRelu and Clip from 0, and what pooling and data movement make of them.
+        Outputs of Relu, ThresholdedRelu and Clip from 0, quantised numbers that start from 0, and what pooling and
+        data movement make of them.
     """
     found: set[str] = set()
     for node in graph.nodes:
@@ -37,7 +40,15 @@ def rectified(graph: Graph) -> set[str]:
 def _rectifies(node: Node, graph: Graph) -> bool:
     if node.op == "ThresholdedRelu":
         return float(node.attributes.get("alpha", 1.0)) >= 0
+    if node.op in RESULT_ZEROS:
+        return _is_least(node.input(RESULT_ZEROS[node.op]), graph)
     return node.op == "Relu" or (node.op == "Clip" and _number(node, graph, 1, "min", None) == 0)
+
+
+def _is_least(zero: str, graph: Graph) -> bool:
+    """Whether a zero point is the least number of its type, so that nothing below zero is kept."""
+    value = graph.value(zero) if zero else None
+    return value is not None and value.dtype.kind in "iu" and bool((value == np.iinfo(value.dtype.name).min).all())
 
 
 def _fills(node: Node, graph: Graph) -> bool:

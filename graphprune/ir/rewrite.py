@@ -5,42 +5,52 @@ Every rewrite changes the model given to it in place and returns how many places
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from graphprune.ir.edit import set_input
+from graphprune.ir.bodies import DEFAULT_DOMAINS, defined, drop_nodes, open_graphs, rename_inputs, replace_nodes
+from graphprune.ir.edit import drop_attribute, set_input
 from graphprune.ir.folding import constant_values
-from graphprune.ir.graph import DEFAULT_DOMAINS, Graph, Node
+from graphprune.ir.graph import Graph, Node
+from graphprune.ir.targets import constant_target
 from graphprune.ir.tensors import FIRST_WITHOUT_INPUTS, array, list_initializers, replace_values
+
+MOVES = ("Reshape", "Transpose")
+"""Operators that only put numbers elsewhere."""
 
 
 def constants_to_initializers(proto: onnx.ModelProto) -> int:
-    """Turn Constant nodes into initializers of the same name."""
-    names = []
-    for node in proto.graph.node:
-        if node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS:
-            value = _constant(node)
-            if value is not None:
-                tensor = proto.graph.initializer.add()
-                tensor.CopyFrom(value)
-                tensor.name = node.output[0]
-                names.append(node.output[0])
-    outputs = {value.name for value in proto.graph.output}
-    taken = {tensor.name for tensor in proto.graph.initializer} | {value.name for value in proto.graph.input}
-    taken.update(name for node in proto.graph.node for name in node.output)
-    _drop_nodes(proto, lambda node: node.op_type == "Constant" and node.output[0] in names)
-    for name in names:  # an output that is a constant needs a node that makes it
-        if name in outputs:
-            fresh = f"{name}_value"
-            while fresh in taken:
-                fresh += "_"
-            taken.add(fresh)
-            next(t for t in proto.graph.initializer if t.name == name).name = fresh
-            proto.graph.node.insert(0, onnx.helper.make_node("Identity", [fresh], [name]))
-    return len(names)
+    """Turn Constant nodes, those of open bodies too, into initializers of the same name."""
+    graphs = open_graphs(proto)
+    taken = {name for graph in graphs for name in defined(graph)}
+    return sum(_lift_constants(graph, proto, taken) for graph in graphs)
+
+
+def _lift_constants(graph: onnx.GraphProto, proto: onnx.ModelProto, taken: set[str]) -> int:
+    outputs = {value.name for value in graph.output}
+    nodes, lifted = [], 0
+    for node in graph.node:
+        constant = node.op_type == "Constant" and node.domain in DEFAULT_DOMAINS
+        value = _constant(node) if constant else None
+        if value is None:
+            nodes.append(node)
+            continue
+        tensor = proto.graph.initializer.add()
+        tensor.CopyFrom(value)
+        tensor.name = node.output[0]
+        lifted += 1
+        if node.output[0] in outputs:  # an output that is a constant needs a node that makes it
+            tensor.name = f"{node.output[0]}_value"
+            while tensor.name in taken:
+                tensor.name += "_"
+            taken.add(tensor.name)
+            nodes.insert(0, onnx.helper.make_node("Identity", [tensor.name], [node.output[0]]))
+    if lifted:
+        replace_nodes(graph, nodes)
+    return lifted
 
 
 def unlist_initializers(proto: onnx.ModelProto) -> int:
@@ -60,52 +70,106 @@ def unlist_initializers(proto: onnx.ModelProto) -> int:
 def fold_constants(proto: onnx.ModelProto) -> int:
     """Replace shape arithmetic by its values; weights are never computed anew."""
     values = constant_values(proto)
-    outputs = {value.name for value in proto.graph.output}
+    graphs = open_graphs(proto)
+    outputs = {value.name for graph in graphs for value in graph.output}
 
     def known(node: onnx.NodeProto) -> bool:
         names = [name for name in node.output if name]
         return bool(names) and all(name in values and name not in outputs for name in names)
 
-    folded = [name for node in proto.graph.node if known(node) for name in node.output if name]
+    folded = [name for graph in graphs for node in graph.node if known(node) for name in node.output if name]
+    drop_nodes(proto, known)
     proto.graph.initializer.extend(numpy_helper.from_array(values[name], name) for name in folded)
-    _drop_nodes(proto, known)
     return len(folded)
 
 
-def remove_identities(proto: onnx.ModelProto) -> int:
-    """Remove Identity, and Dropout at inference, where neither end is a graph output or captured."""
+def settle_reshapes(proto: onnx.ModelProto) -> int:
+    """Give Reshape a constant target where it computes one that a constant says as well.
+
+    An entry equal to the extent of the data at its place is 0, which copies that extent; one that is left is -1, as
+    the number of elements tells it.
+    """
     graph = Graph(proto)
-    captured = {name for node in graph.nodes for name in node.captured}
+    settled = 0
+    for node in graph.nodes:
+        target, shape = graph.entries.get(node.input(1)), graph.shape(node.input(0))
+        if node.op == "Reshape" and node.input(1) not in graph.initializers and target is not None and shape:
+            constant = constant_target(target, shape, zeros_copy=not node.attributes.get("allowzero"))
+            if constant is not None:
+                name = graph.unused(f"{node.outputs[0]}_shape")
+                proto.graph.initializer.append(numpy_helper.from_array(np.array(constant, dtype=np.int64), name))
+                node.proto.input[1] = name
+                drop_attribute(node.proto, "allowzero")
+                settled += 1
+    return settled
+
+
+def remove_identities(proto: onnx.ModelProto) -> int:
+    """Remove Identity, and Dropout at inference, unless its output is that of a graph, or captured unseen."""
+    graph = Graph(proto)
+    fixed = {name for node in graph.nodes if not node.bodies for name in node.captured}
+    fixed.update(value.name for part in open_graphs(proto) for value in part.output)
     renamed: dict[str, str] = {}
     for node in graph.nodes:
         extra = [name for name in node.outputs[1:] if name]
         if node.op not in ("Identity", "Dropout") or extra or node.input(2):
             continue
-        if node.outputs[0] not in graph.outputs and node.outputs[0] not in captured:
+        if node.outputs[0] not in fixed:
             renamed[node.outputs[0]] = renamed.get(node.inputs[0], node.inputs[0])
-    _drop_nodes(proto, lambda node: bool(node.output) and node.output[0] in renamed)
-    for proto_node in proto.graph.node:
-        for slot, name in enumerate(proto_node.input):
-            if name in renamed:
-                proto_node.input[slot] = renamed[name]
+    drop_nodes(proto, lambda node: bool(node.output) and node.output[0] in renamed)
+    _rename_inputs(proto, renamed)
     return len(renamed)
+
+
+def remove_requantizations(proto: onnx.ModelProto) -> int:
+    """Remove QuantizeLinear and DequantizeLinear between two moves of what was dequantised in the same way.
+
+    round((q - zero) * scale / scale) + zero = q: so the moves stand behind each other again, as in the float model.
+    """
+    graph = Graph(proto)
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        quantize = graph.producer.get(node.input(0))
+        if node.op != "DequantizeLinear" or quantize is None or quantize.op != "QuantizeLinear":
+            continue
+        move = graph.producer.get(quantize.input(0))
+        before = graph.producer.get(move.input(0)) if move is not None and move.op in MOVES else None
+        readers = graph.consumers.get(node.outputs[0], [])
+        if before is not None and before.op == "DequantizeLinear" and node.outputs[0] not in graph.outputs:
+            alike = _same_scale(graph, before, quantize) and _same_scale(graph, quantize, node)
+            if alike and all(reader.op in MOVES and reader.inputs[0] == node.outputs[0] for reader in readers):
+                renamed[node.outputs[0]] = quantize.inputs[0]
+    _rename_inputs(proto, renamed)
+    return len(renamed)
+
+
+def _same_scale(graph: Graph, one: Node, other: Node) -> bool:
+    """Whether two nodes quantise, or dequantise, by the same scale and zero point for the whole tensor."""
+    pairs = [(graph.value(one.input(slot)), graph.value(other.input(slot))) for slot in (1, 2)]
+    # Zero points of one type: so the quantised numbers are of one type, too.
+    return all(
+        a is not None and b is not None and a.size == 1 and a.dtype == b.dtype and a.item() == b.item()
+        for a, b in pairs
+    )
+
+
+def _rename_inputs(proto: onnx.ModelProto, renamed: Mapping[str, str]) -> None:
+    for node in proto.graph.node:
+        rename_inputs(node, renamed)
 
 
 def drop_dead(proto: onnx.ModelProto) -> int:
     """Remove nodes and initializers that no graph output depends on."""
     graph = Graph(proto)
     needed = set(graph.outputs)
-    alive: set[int] = set()
+    dead = 0
     for node in reversed(graph.nodes):
         if needed.intersection(node.outputs):
-            alive.add(node.index)
-            needed.update((*node.inputs, *node.captured))
-    nodes = [node.proto for node in graph.nodes if node.index in alive]
-    dead = len(graph.nodes) - len(nodes)
+            needed.update(node.reads)
+        else:
+            dead += 1
     if dead:
-        kept = [_copy(node) for node in nodes]
-        del proto.graph.node[:]
-        proto.graph.node.extend(kept)
+        drop_nodes(proto, lambda node: not needed.intersection(node.output))
     unused = [tensor for tensor in proto.graph.initializer if tensor.name not in needed]
     for tensor in unused:
         proto.graph.initializer.remove(tensor)
@@ -125,7 +189,7 @@ def fold_batch_normalization(proto: onnx.ModelProto) -> int:
     """
     graph = Graph(proto)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
-    folded: set[str] = set()
+    folded: dict[str, str] = {}
     for node in graph.nodes:
         conv = graph.producer.get(node.input(0))
         if node.op != "BatchNormalization" or conv is None or not _foldable(graph, conv, node):
@@ -140,9 +204,12 @@ def fold_batch_normalization(proto: onnx.ModelProto) -> int:
         shifted = factor * (bias - mean) + shift
         replace_values(tensors[bias_name], shifted.astype(array(tensors[bias_name]).dtype))
         set_input(conv.proto, 2, bias_name)
-        conv.proto.output[0] = node.outputs[0]
-        folded.add(node.outputs[0])
-    _drop_nodes(proto, lambda node: node.op_type == "BatchNormalization" and node.output[0] in folded)
+        folded[conv.outputs[0]] = node.outputs[0]
+    gone = set(folded.values())
+    drop_nodes(proto, lambda node: bool(gone.intersection(node.output)))
+    for part in open_graphs(proto):
+        for maker in part.node:
+            maker.output[:] = [folded.get(name, name) for name in maker.output]
     return len(folded)
 
 
@@ -151,6 +218,7 @@ def _foldable(graph: Graph, conv: Node, node: Node) -> bool:
     between = node.inputs[0]
     return (
         conv.op == "Conv"
+        and conv.home is node.home
         and len([name for name in node.outputs if name]) == 1
         and not node.attributes.get("training_mode", 0)
         and len(graph.consumers[between]) == 1
@@ -170,16 +238,3 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
     if attribute.name in ("value_float", "value_floats"):
         return numpy_helper.from_array(np.array(value, dtype=np.float32))
     return None  # strings and sparse tensors stay nodes
-
-
-def _drop_nodes(proto: onnx.ModelProto, drop: Callable[[onnx.NodeProto], bool]) -> None:
-    kept = [_copy(node) for node in proto.graph.node if not drop(node)]
-    if len(kept) < len(proto.graph.node):
-        del proto.graph.node[:]
-        proto.graph.node.extend(kept)
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from graphprune.errors import ModelError
+from graphprune.errors import ModelError, RecipeError
+from graphprune.ir.bodies import all_nodes
 from graphprune.ir.model import save
 from graphprune.ir.tensors import is_large
 
@@ -51,9 +53,17 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     ),
 )
 
+_UNREGISTERED = re.compile(r"(\S+):(\w+)\(-?\d+\) is not a registered function/op")
+"""How ONNX Runtime says that it does not know an operator."""
+
 
 def open_session(
-    model: ModelLike, *, threads: int = 0, in_node_order: bool = False, optimise: bool = True
+    model: ModelLike,
+    *,
+    threads: int = 0,
+    custom_ops: Sequence[str] = (),
+    in_node_order: bool = False,
+    optimise: bool = True,
 ) -> ort.InferenceSession:
     """Open an ONNX Runtime session on the CPU.
 
@@ -64,6 +74,8 @@ def open_session(
         temporary file.
     threads : int, default 0
         Threads inside one operator; 0 leaves the number to ONNX Runtime. Operators run one after another.
+    custom_ops : sequence of str, default ()
+        Shared libraries of custom operators, by path.
     in_node_order : bool, default False
         Whether every node runs as soon as it can, which frees activations that have many readers early, instead of in
         ONNX Runtime's default order.
@@ -78,8 +90,12 @@ def open_session(
     ------
     ModelError
         When ONNX Runtime refuses the model.
+    RecipeError
+        When a library does not exist or cannot be loaded.
     """
     options = ort.SessionOptions()
+    for library in custom_ops:
+        _register(library, options)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -140,12 +156,49 @@ def _open(source: str | bytes, options: ort.SessionOptions, where: str) -> ort.I
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as error:
+        _demand_registered(source, where, error)
         raise ModelError(
             "ONNX Runtime cannot load the model",
             where=where,
             why=str(error).strip(),
             hint="check that the installed onnxruntime knows the model's operators and opset",
         ) from error
+
+
+def _register(library: str, options: ort.SessionOptions) -> None:
+    if not os.path.isfile(library):
+        raise RecipeError(
+            "the library of custom operators does not exist", where=f"--custom-ops {library}", hint="check the path"
+        )
+    try:
+        # A path without a folder would be looked for among the system's libraries.
+        options.register_custom_ops_library(os.path.abspath(library))
+    except _ORT_ERRORS as error:
+        raise RecipeError(
+            "the library of custom operators cannot be loaded",
+            where=f"--custom-ops {library}",
+            why=str(error).strip(),
+            hint="give a shared library that exports RegisterCustomOps, built for this system and this onnxruntime",
+        ) from error
+
+
+def _demand_registered(source: str | bytes, where: str, error: Exception) -> None:
+    """Say which nodes it is that ONNX Runtime has no operator for, where that is why it refuses the model."""
+    found = _UNREGISTERED.search(str(error))
+    if found is None:
+        return
+    proto = (
+        onnx.ModelProto.FromString(source) if isinstance(source, bytes) else onnx.load(source, load_external_data=False)
+    )
+    domain, op = found.groups()
+    nodes = [node for node in all_nodes(proto) if (node.domain, node.op_type) == (domain, op)]
+    first = next((node.name or node.output[0] for node in nodes), "unknown")
+    raise ModelError(
+        f"ONNX Runtime has no operator {domain}.{op}",
+        where=f"{where}, node {first!r}" + (f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""),
+        why=str(error).strip(),
+        hint="name the shared library that holds the operator: --custom-ops LIBRARY",
+    ) from error
 
 
 def _open_large(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:

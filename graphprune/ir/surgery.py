@@ -6,9 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from graphprune.ir.bodies import captured
 from graphprune.ir.edit import Edit, kept_extents
-from graphprune.ir.graph import Graph, Node
-from graphprune.ir.rules import RULES
+from graphprune.ir.graph import Node
+from graphprune.ir.nodes import rebuilt
+from graphprune.ir.rewrite import drop_dead
+from graphprune.ir.rules import rule_for
 from graphprune.ir.tensors import array, list_initializers, replace_values
 from graphprune.ir.units import BoolArray, Coupling
 
@@ -43,32 +46,60 @@ def remove(coupling: Coupling, removed: BoolArray) -> tuple[onnx.ModelProto, Kep
     edit = Edit(coupling, removed)
     kept: Kept = {}
     _copy_fields(result, source, leave=("graph",))
-    _copy_fields(result.graph, source.graph, leave=("initializer", "node", "value_info", "input"))
+    _copy_fields(result.graph, source.graph, leave=("initializer", "node", "value_info", "input", "output"))
     for tensor in source.graph.initializer:
         keep = coupling.keeps(tensor.name, removed)
         if keep is None:
             result.graph.initializer.append(tensor)
         else:
             result.graph.initializer.append(slice_tensor(tensor, keep))
-            kept[tensor.name] = _kept(keep)
-    result.graph.node.extend(_patched(node, edit) for node in coupling.graph.nodes)
+            kept[tensor.name] = kept_indices(keep)
+    result.graph.node.extend(rebuilt(coupling.graph.main, lambda node: _in_place_of(node, edit)))
     result.graph.input.extend(_resized(value, edit) for value in source.graph.input)
+    result.graph.output.extend(_resized(value, edit) for value in source.graph.output)
     notes = (value for value in source.graph.value_info if not _is_stale(value, edit))
     result.graph.value_info.extend(_resized(value, edit) for value in notes)
     result.graph.initializer.extend(edit.constants.values())
+    if any(_is_cut_across(node, edit) for node in coupling.graph.nodes):
+        drop_dead(result)  # the moves in whose place the Gathers are
     _drop_unused(result, source)
     list_initializers(result)
     return result, kept
 
 
+def _in_place_of(node: Node, edit: Edit) -> list[onnx.NodeProto]:
+    before = len(edit.inserted)
+    patched = _patched(node, edit)
+    return [*edit.inserted[before:], patched]
+
+
 def _patched(node: Node, edit: Edit) -> onnx.NodeProto:
-    patch = RULES[node.op].patch if node.op in RULES else None
-    if patch is None or not any(edit.changes(name) for name in (*node.inputs, *node.outputs)):
+    if _is_cut_across(node, edit):
+        return _as_gather(node, edit)
+    rule = rule_for(node.op)
+    if rule is None or rule.patch is None or not any(edit.changes(name) for name in (*node.inputs, *node.outputs)):
         return node.proto
     proto = onnx.NodeProto()
     proto.CopyFrom(node.proto)
-    patch(node, proto, edit)
+    rule.patch(node, proto, edit)
     return proto
+
+
+def _is_cut_across(node: Node, edit: Edit) -> bool:
+    """Whether a node ends a shuffle, and what stays is no rectangle on the way to it."""
+    shuffle = edit.coupling.shuffles.get(node.index)
+    lost = None if shuffle is None else edit.coupling.lost(shuffle.source, shuffle.axis, edit.removed)
+    return shuffle is not None and lost is not None and not is_product(~lost.reshape(shuffle.split))
+
+
+def _as_gather(node: Node, edit: Edit) -> onnx.NodeProto:
+    """Take what stays of a shuffled axis from where it comes from, position by position."""
+    shuffle = edit.coupling.shuffles[node.index]
+    lost = edit.coupling.lost(shuffle.source, shuffle.axis, edit.removed)
+    keep = np.ones(int(np.prod(shuffle.split)), np.bool_) if lost is None else ~lost
+    indices = (np.cumsum(keep) - 1)[shuffle.positions[keep[shuffle.positions]]]
+    inputs = [shuffle.source, edit.constant(indices.astype(np.int64))]
+    return onnx.helper.make_node("Gather", inputs, [node.outputs[0]], name=node.proto.name, axis=shuffle.axis)
 
 
 def _resized(value: onnx.ValueInfoProto, edit: Edit) -> onnx.ValueInfoProto:
@@ -114,9 +145,8 @@ def take(values: npt.NDArray[np.generic], keep: BoolArray) -> npt.NDArray[np.gen
     keep : ndarray of bool
         Broadcastable to ``values``.
     """
-    vectors = _vectors(keep)
-    if int(keep.sum()) == int(np.prod([vector.sum() for vector in vectors])):  # a product of its axes
-        for axis, vector in enumerate(vectors):
+    if is_product(keep):
+        for axis, vector in enumerate(_vectors(keep)):
             if vector.size > 1 and not vector.all():
                 values = np.compress(vector, values, axis=axis)
         return values
@@ -124,14 +154,26 @@ def take(values: npt.NDArray[np.generic], keep: BoolArray) -> npt.NDArray[np.gen
     return values[np.broadcast_to(keep, values.shape)].reshape(extents)
 
 
+def is_product(keep: BoolArray) -> bool:
+    """Return whether what stays is a rectangle: the same positions of one axis whatever those of the others."""
+    return int(keep.sum()) == int(np.prod([vector.sum() for vector in _vectors(keep)]))
+
+
 def _vectors(keep: BoolArray) -> list[BoolArray]:
     return [np.asarray(keep.any(axis=tuple(a for a in range(keep.ndim) if a != axis))) for axis in range(keep.ndim)]
 
 
-def _kept(keep: BoolArray) -> dict[int, list[int] | list[list[int]]]:
+def kept_indices(keep: BoolArray) -> dict[int, list[int] | list[list[int]]]:
+    """Return by axis the indices that stay, as in `Kept`.
+
+    Parameters
+    ----------
+    keep : ndarray of bool
+        In the rank of the tensor.
+    """
     vectors = _vectors(keep)
     result: dict[int, list[int] | list[list[int]]] = {}
-    ragged = int(keep.sum()) != int(np.prod([vector.sum() for vector in vectors]))
+    ragged = not is_product(keep)
     for axis, vector in enumerate(vectors):
         if ragged and axis > 0 and vector.size > 1:
             rows = keep.any(axis=tuple(a for a in range(keep.ndim) if a not in (0, axis)))
@@ -155,13 +197,10 @@ def _copy_fields(
 
 def _drop_unused(result: onnx.ModelProto, source: onnx.ModelProto) -> None:
     """Drop the shape constants that patched nodes no longer read."""
-    read_before = {name for node in source.graph.node for name in node.input}
-    read_after = {name for node in result.graph.node for name in node.input}
+    read_before = {name for node in source.graph.node for name in (*node.input, *captured(node))}
+    read_after = {name for node in result.graph.node for name in (*node.input, *captured(node))}
     read_after |= {value.name for value in result.graph.output}
-    stale = [t for t in result.graph.initializer if t.name in read_before and t.name not in read_after]
-    captured = {name for node in Graph(result).nodes for name in node.captured} if stale else set()
-    for tensor in stale:
-        if tensor.name not in captured:
-            result.graph.initializer.remove(tensor)
-            for value in [v for v in result.graph.input if v.name == tensor.name]:
-                result.graph.input.remove(value)
+    for tensor in [t for t in result.graph.initializer if t.name in read_before and t.name not in read_after]:
+        result.graph.initializer.remove(tensor)
+        for value in [v for v in result.graph.input if v.name == tensor.name]:
+            result.graph.input.remove(value)

@@ -23,15 +23,18 @@ FIRST_WITHOUT_INPUTS = 4
 """Since this IR version initializers need not be listed as graph inputs."""
 
 
-def float_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Return the main graph's float initializers and float Constant nodes, by tensor name."""
-    found = {t.name: t for t in proto.graph.initializer if t.data_type in FLOAT_TYPES}
+def stored_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Return the main graph's initializers and Constant nodes that hold a tensor, by tensor name."""
+    found = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            for attribute in node.attribute:
-                if attribute.name == "value" and attribute.t.data_type in FLOAT_TYPES:
-                    found[node.output[0]] = attribute.t
+            found.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
     return found
+
+
+def float_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Return the main graph's float initializers and float Constant nodes, by tensor name."""
+    return {name: tensor for name, tensor in stored_tensors(proto).items() if tensor.data_type in FLOAT_TYPES}
 
 
 PROTOBUF_LIMIT = 2**31 - 1

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.ir.atoms import IdArray, Reason, support
+from graphprune.ir.atoms import IdArray, Reason, collapse, support
 from graphprune.ir.graph import Graph, Node
+from graphprune.ir.resolving import Resolved
+from graphprune.ir.splits import Shuffle
 
 if TYPE_CHECKING:
     from graphprune.ir.coupler import Coupler
@@ -59,7 +61,7 @@ class Group:
     Attributes
     ----------
     name : str
-        The first initializer that carries them.
+        The first initializer of two axes or more that carries them; the first of all where there is none.
     axes : tuple of (str, int)
         Initializers and axes that the units live on.
     units : ndarray of int
@@ -80,15 +82,21 @@ class Declined:
     tensor : str
         Initializer name.
     axis : int
-    positions : int
-        How many of the axis's positions are frozen.
+    frozen : ndarray of bool
+        Which positions, broadcastable to the tensor.
     reason : Reason
     """
 
     tensor: str
     axis: int
-    positions: int
+    frozen: BoolArray
     reason: Reason
+
+    @property
+    def positions(self) -> int:
+        """How many of the axis's positions are frozen."""
+        others = tuple(axis for axis in range(self.frozen.ndim) if axis != self.axis)
+        return int(self.frozen.any(axis=others).sum())
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,8 @@ class Coupling:
         Unit numbers of parts that must keep equal counts.
     contractions : tuple of Contraction
         Where units are consumed.
+    shuffles : dict of int to Shuffle
+        By index the nodes that put the positions of one axis in another order.
     declined : tuple of Declined
     """
 
@@ -116,14 +126,34 @@ class Coupling:
     groups: tuple[Group, ...]
     balances: tuple[IdArray, ...]
     contractions: tuple[Contraction, ...]
+    shuffles: dict[int, Shuffle]
     declined: tuple[Declined, ...]
 
-    def vector(self, name: str, axis: int) -> IdArray | None:
-        """Return the unit numbers along one axis, None when it has none of its own."""
-        for ids in self.ids.get(name, ()):
-            if support(ids) == (axis,):
-                return ids.ravel()
-        return None
+    def along(self, name: str, axis: int) -> list[IdArray]:
+        """Return the unit numbers along one axis.
+
+        Returns
+        -------
+        list of ndarray, each of shape (extent,)
+            Most axes that carry units have one; a position of an axis with several, such as heads and head dimensions
+            merged, goes when any of its units goes.
+        """
+        return [ids.ravel() for ids in self.ids.get(name, ()) if support(ids) == (axis,)]
+
+    def lost(self, name: str, axis: int, removed: BoolArray) -> BoolArray | None:
+        """Return which positions along one axis go, None when none does.
+
+        Parameters
+        ----------
+        name : str
+            Tensor name.
+        axis : int
+        removed : ndarray of bool, shape (units,)
+        """
+        gone = np.append(removed, False)
+        lost = [gone[units] for units in self.along(name, axis)]
+        together: BoolArray = np.any(lost, axis=0) if lost else np.zeros(0, dtype=np.bool_)
+        return together if together.any() else None
 
     def keeps(self, name: str, removed: BoolArray) -> BoolArray | None:
         """Return which positions of a tensor stay, broadcastable to its shape; None when all do.
@@ -145,26 +175,74 @@ class Coupling:
 
 def number_units(coupler: Coupler) -> Coupling:
     """Resolve the joins of a finished walk and number what is left free."""
-    roots, reason_of = coupler.atoms.resolve()
-    weights = {name: arrays for name, arrays in coupler.ids_of.items() if coupler.graph.is_float(name)}
-    holds_weights = np.zeros(len(roots), dtype=np.bool_)
+    resolved = coupler.atoms.resolve()
+    weights = {name: arrays for name, arrays in coupler.ids_of.items() if coupler.graph.is_weight(name)}
+    holds_weights = np.zeros(coupler.atoms.count + 1, dtype=np.bool_)  # -1, for no factor, indexes the last entry
     for arrays in weights.values():
         for ids in arrays:
-            holds_weights[roots[ids.ravel()]] = True
-    free = (reason_of == -1) & holds_weights[roots]
-    unit_of = np.full(len(roots), FROZEN, dtype=np.int64)
-    names, numbers = np.unique(roots[free], return_inverse=True)
-    unit_of[free] = numbers
-    ids_of = {name: tuple(unit_of[ids] for ids in arrays) for name, arrays in coupler.ids_of.items()}
+            holds_weights[resolved.members[:, ids.ravel()]] = True
+    balances = [parts for parts in coupler.balances if not _settled(parts, coupler, resolved)]
+    roots = resolved.members[0]
+    lone = (roots == np.arange(len(roots))) & (resolved.frozen == -1) & holds_weights[:-1]
+    unit_of = np.full(coupler.atoms.count + 1, FROZEN, dtype=np.int64)
+    unit_of[:-1][lone] = np.arange(lone.sum())
+    table = unit_of[resolved.members]
+    ids_of = {
+        name: tuple(units for ids in arrays for units in _units(ids, table))
+        for name, arrays in coupler.ids_of.items()
+    }
     return Coupling(
         graph=coupler.graph,
         ids=ids_of,
-        units=len(names),
-        groups=tuple(_groups({name: ids_of[name] for name in weights}, len(names))),
-        balances=tuple(unit_of[parts] for parts in coupler.balances),
+        units=int(lone.sum()),
+        groups=tuple(_groups({name: ids_of[name] for name in weights}, int(lone.sum()))),
+        balances=tuple(table[0][parts] for parts in balances),
         contractions=tuple(coupler.contractions),
-        declined=tuple(_declined(coupler, reason_of)),
+        shuffles=coupler.splits.shuffles,
+        declined=tuple(_declined(coupler, resolved.frozen)),
     )
+
+
+def _settled(parts: IdArray, coupler: Coupler, resolved: Resolved) -> bool:
+    """Whether parts keep equal counts whatever is removed: every factor goes with as many positions of each.
+
+    Where positions of several factors have to be counted and this does not hold, the factors are frozen.
+    """
+    members = resolved.members[:, parts]  # [factors, parts, positions]
+    if not (members[1:] >= 0).any():
+        return False
+    reason = Reason("", "", "rows and columns of a split axis cut across parts that must keep equal counts")
+    known = np.unique(members[members >= 0])
+    counts = np.stack([np.bincount(np.searchsorted(known, part[part >= 0]), minlength=len(known))
+                       for part in members.transpose(1, 0, 2)])
+    uneven = known[(counts != counts[0]).any(axis=0)]
+    if len(uneven):
+        coupler.atoms.reasons.append(reason)
+        held = np.isin(resolved.members, uneven).any(axis=0) & (resolved.frozen == -1)
+        resolved.frozen[held] = len(coupler.atoms.reasons) - 1
+    return True
+
+
+def _units(ids: IdArray, table: IdArray) -> list[IdArray]:
+    """The unit numbers that ids stand for: one array, and where they are products one for every factor.
+
+    Parameters
+    ----------
+    ids : ndarray
+    table : ndarray, shape (most factors, ids)
+        Unit numbers by id.
+    """
+    first, *others = (row[ids] for row in table)
+    more = [units for units in others if (units != FROZEN).any()]
+    if not more:
+        return [first]
+    return [_narrowed(units) for units in (first, *more) if (units != FROZEN).any()]
+
+
+def _narrowed(units: IdArray) -> IdArray:
+    """Leave out the axes along which the units do not change, if any is left."""
+    narrow = collapse(units)
+    return narrow if narrow.size > 1 else units
 
 
 def _groups(ids_of: dict[str, tuple[IdArray, ...]], count: int) -> Iterator[Group]:
@@ -181,7 +259,8 @@ def _groups(ids_of: dict[str, tuple[IdArray, ...]], count: int) -> Iterator[Grou
         members.setdefault(tuple(keys), []).append(unit)
     for places, units in members.items():
         group_axes = tuple(axes[place] for place in places)
-        yield Group(group_axes[0][0], group_axes, np.array(units, dtype=np.int64))
+        matrices = (name for name, _ in group_axes if ids_of[name][0].ndim > 1)
+        yield Group(next(matrices, group_axes[0][0]), group_axes, np.array(units, dtype=np.int64))
 
 
 def _declined(coupler: Coupler, reason_of: IdArray) -> Iterator[Declined]:
@@ -189,11 +268,10 @@ def _declined(coupler: Coupler, reason_of: IdArray) -> Iterator[Declined]:
     graph = coupler.graph
     operands = {name: None for c in coupler.contractions for name in graph.sources(c.node.input(c.weight))}
     for name, tensor in graph.initializers.items():
-        if graph.is_float(name) and sum(extent > 1 for extent in tensor.dims) > 1:
+        if graph.is_weight(name) and sum(extent > 1 for extent in tensor.dims) > 1:
             operands[name] = None
     for name in operands:
         for ids in coupler.ids_of.get(name, ()):
-            found = reason_of[ids.ravel()]
+            found = reason_of[ids]
             for index in np.unique(found[found >= 0]):
-                frozen = int((found == index).sum())
-                yield Declined(name, support(ids)[-1], frozen, coupler.atoms.reasons[index])
+                yield Declined(name, support(ids)[-1], found == index, coupler.atoms.reasons[index])

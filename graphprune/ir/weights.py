@@ -7,17 +7,24 @@ import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from graphprune.errors import GraphPruneError
 from graphprune.ir.graph import Graph
+from graphprune.ir.session import open_session, run_session
 from graphprune.ir.tensors import array
 from graphprune.ir.units import Contraction
 
 FloatArray = npt.NDArray[np.float64]
 
+SCALED = ("Gemm", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul")
+"""Operators whose attribute ``alpha`` multiplies the weight."""
+PRODUCTS = ("MatMul", "Einsum", "com.microsoft.FusedMatMul")
+"""Operators whose weight may be a batch of matrices."""
+
 
 def constant_value(graph: Graph, name: str) -> npt.NDArray[np.generic] | None:
     """Return the value of an initializer, or of what is computed from initializers alone; None otherwise.
 
-    None also where an operator on the way has no reference implementation: one of a custom domain, say.
+    None also where neither the reference implementation nor ONNX Runtime knows an operator on the way.
     """
     if name in graph.initializers:
         return array(graph.initializers[name])
@@ -39,10 +46,24 @@ def constant_value(graph: Graph, name: str) -> npt.NDArray[np.generic] | None:
         [output],
         [graph.initializers[source] for source in names],
     )
-    model = onnx.helper.make_model(small, opset_imports=graph.proto.opset_import, functions=graph.proto.functions)
+    model = onnx.helper.make_model(
+        small,
+        opset_imports=graph.proto.opset_import,
+        functions=graph.proto.functions,
+        ir_version=graph.proto.ir_version,
+    )
     try:
         (value,) = ReferenceEvaluator(model).run([name], {})
     except (RuntimeError, TypeError, ValueError):  # NotImplementedError is a RuntimeError
+        return _run(model, name)
+    return np.asarray(value)
+
+
+def _run(model: onnx.ModelProto, name: str) -> npt.NDArray[np.generic] | None:
+    """Let ONNX Runtime compute a value; it knows DequantizeLinear of older operator sets, for one."""
+    try:
+        (value,) = run_session(open_session(model, threads=1, optimise=False), {}, [name])
+    except GraphPruneError:
         return None
     return np.asarray(value)
 
@@ -63,9 +84,9 @@ def contracted_matrix(graph: Graph, contraction: Contraction) -> FloatArray | No
         different groups; None when the weight's value is not known, or it is a batch of matrices.
     """
     by_position = _by_position(graph, contraction)
-    if by_position is None or (contraction.node.op == "MatMul" and by_position.shape[2] > 1):
+    if by_position is None or (contraction.node.op in PRODUCTS and by_position.shape[2] > 1):
         return None
-    summed: FloatArray = by_position.sum(axis=2)
+    summed: FloatArray = by_position.sum(axis=2, dtype=np.float64)
     if contraction.groups == 1:
         return summed
     per_group, outputs = summed.shape
@@ -84,11 +105,10 @@ def contracted_norms(graph: Graph, contraction: Contraction) -> FloatArray:
     ndarray of float64, shape (positions,)
         Ones when the weight's value is not known: an activation, too, say.
     """
-    by_position = _by_position(graph, contraction)
-    if by_position is None:
+    squares = _squares(graph, contraction)
+    if squares is None:
         extent = (graph.shape(contraction.node.input(contraction.data)) or ())[contraction.data_axis or 0]
         return np.ones(extent if isinstance(extent, int) else 1)
-    squares = (by_position**2).sum(axis=2)
     return np.asarray(squares.reshape(len(squares), contraction.groups, -1).sum(axis=2).T.ravel())
 
 
@@ -100,16 +120,28 @@ def produced_norms(graph: Graph, contraction: Contraction) -> FloatArray | None:
     ndarray of float64, shape (extent of the weight's output axis,), or None
         None when the weight's value is not known.
     """
+    squares = _squares(graph, contraction)
+    return None if squares is None else np.asarray(squares.sum(axis=0))
+
+
+def _squares(graph: Graph, contraction: Contraction) -> FloatArray | None:
+    """Sums of squares by [positions of one group, output channels], in float64 without a copy of the weight in it."""
     by_position = _by_position(graph, contraction)
-    return None if by_position is None else np.asarray((by_position**2).sum(axis=(0, 2)))
+    if by_position is None:
+        return None
+    return np.asarray(np.einsum("pok,pok->po", by_position, by_position, dtype=np.float64))
 
 
-def _by_position(graph: Graph, contraction: Contraction) -> FloatArray | None:
-    """The weight as [positions of one group, output channels, everything else], by what Gemm scales it with."""
-    value = constant_value(graph, contraction.node.input(contraction.weight))
+def _by_position(graph: Graph, contraction: Contraction) -> npt.NDArray[np.floating] | None:
+    """The weight as [positions of one group, output channels, everything else], by what the operator scales it with."""
+    name = contraction.node.input(contraction.weight)
+    value = constant_value(graph, name)
     if value is None:
         return None
+    if name in graph.quantized:
+        value = graph.quantized[name].numbers(value)
     axes = (contraction.weight_axis, contraction.output_axis)
-    scale = float(contraction.node.attributes.get("alpha", 1.0)) if contraction.node.op == "Gemm" else 1.0
-    moved = np.moveaxis(value.astype(np.float64) * scale, axes, (0, 1))
+    scale = float(contraction.node.attributes.get("alpha", 1.0)) if contraction.node.op in SCALED else 1.0
+    wide: npt.NDArray[np.floating] = np.asarray(value, np.float64 if value.dtype == np.float64 else np.float32)
+    moved = np.moveaxis(wide if scale == 1.0 else wide * scale, axes, (0, 1))
     return np.asarray(moved.reshape(*moved.shape[:2], -1))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from graphprune.errors import ModelError
+from graphprune.ir.resizing import SAME, Resized
 from graphprune.ir.session import Feeds, ModelLike, open_session, run_session
 
 
@@ -117,16 +118,28 @@ def relative_error(reference: npt.ArrayLike, other: npt.ArrayLike) -> RelativeEr
     return RelativeError(max_abs, max_rel, _ratio(float(np.linalg.norm(difference)), float(np.linalg.norm(a))))
 
 
-def compare_outputs(before: ModelLike, after: ModelLike, batches: Iterable[Feeds], *, threads: int = 0) -> Fidelity:
+def compare_outputs(
+    before: ModelLike,
+    after: ModelLike,
+    batches: Iterable[Feeds],
+    *,
+    change: Resized = SAME,
+    threads: int = 0,
+    custom_ops: Sequence[str] = (),
+) -> Fidelity:
     """Run two models on the same batches and compare their outputs.
 
     Parameters
     ----------
     before, after : path-like, bytes or onnx.ModelProto
     batches : iterable of feeds
-        Walked once; no outputs are kept.
+        Inputs of ``before``; walked once, and no outputs are kept.
+    change : Resized, optional
+        What ``after`` takes and gives of the inputs and outputs of ``before``; all by default.
     threads : int, default 0
         Threads inside one operator; 0 leaves the number to ONNX Runtime.
+    custom_ops : sequence of str, default ()
+        Shared libraries of custom operators, by path.
 
     Returns
     -------
@@ -137,13 +150,17 @@ def compare_outputs(before: ModelLike, after: ModelLike, batches: Iterable[Feeds
     ModelError
         When ONNX Runtime cannot load or run one of them, or their outputs differ in names, types or shapes.
     """
-    sessions = open_session(before, threads=threads), open_session(after, threads=threads)
+    sessions = [open_session(model, threads=threads, custom_ops=custom_ops) for model in (before, after)]
     names = _common_outputs(*sessions)
     sums = [_Sums(name) for name in names]
     count = 0
     for feeds in batches:
-        inputs = {value.shape for value in feeds.values()}
-        results = [run_session(session, feeds, names) for session in sessions]
+        cut = change.cut_feeds(feeds)
+        inputs = {value.shape for value in cut.values()}
+        results = [
+            change.cut_outputs(names, run_session(sessions[0], feeds, names)),
+            run_session(sessions[1], cut, names),
+        ]
         for total, a, b in zip(sums, *results, strict=True):
             total.add(np.asarray(a), np.asarray(b), inputs)
         count += 1

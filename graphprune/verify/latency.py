@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from graphprune.ir.resizing import SAME, Resized
 from graphprune.ir.session import Feeds, ModelLike, open_session, run_session
 from graphprune.ir.tensors import is_large
 from graphprune.verify.statistics import CONFIDENCE, Timings, paired_ratio
@@ -26,6 +27,9 @@ NEGLIGIBLE = 0.01
 
 _SESSION_PAIRS = 10  # sessions are opened anew this often, where opening is cheap
 _TIMING_SECONDS = 2e-4  # one timing repeats the call until it lasts this long, well above the clock's steps
+
+_Call: TypeAlias = tuple[ort.InferenceSession, Feeds]
+"""A session and what it is fed."""
 
 Verdict: TypeAlias = Literal["faster", "slower", "same"]
 
@@ -75,7 +79,9 @@ def compare_latency(
     after: ModelLike,
     feeds: Feeds,
     *,
+    change: Resized = SAME,
     threads: int = 1,
+    custom_ops: Sequence[str] = (),
     runs: int = 50,
     warmup: int = 3,
     budget_seconds: float = 10.0,
@@ -87,8 +93,12 @@ def compare_latency(
     ----------
     before, after : path-like, bytes or onnx.ModelProto
     feeds : mapping of str to array
-        One call's inputs, the same for both.
+        One call's inputs of ``before``.
+    change : Resized, optional
+        What ``after`` takes of the inputs of ``before``; all by default.
     threads : int, default 1
+    custom_ops : sequence of str, default ()
+        Shared libraries of custom operators, by path.
     runs : int, default 50
         Timings of each model, rounded up to an even number; fewer where the budget ends, at least 10.
     warmup : int, default 3
@@ -107,7 +117,17 @@ def compare_latency(
     ModelError
         When ONNX Runtime cannot load or run one of them.
     """
-    timings = measure(before, after, feeds, threads=threads, runs=runs, warmup=warmup, budget_seconds=budget_seconds)
+    timings = measure(
+        before,
+        after,
+        feeds,
+        change=change,
+        threads=threads,
+        custom_ops=custom_ops,
+        runs=runs,
+        warmup=warmup,
+        budget_seconds=budget_seconds,
+    )
     ratio, interval = paired_ratio(timings, seed=seed)
     return Latency(
         threads=threads,
@@ -133,7 +153,9 @@ def measure(
     after: ModelLike,
     feeds: Feeds,
     *,
+    change: Resized = SAME,
     threads: int = 1,
+    custom_ops: Sequence[str] = (),
     runs: int = 50,
     warmup: int = 3,
     budget_seconds: float = 10.0,
@@ -144,29 +166,30 @@ def measure(
     anew several times, in alternating order: a session keeps for life the speed that its place in memory gives it.
     """
     models = (_serialised(before), _serialised(after))
+    inputs = (dict(feeds), change.cut_feeds(feeds))
     start = time.perf_counter()
-    sessions = _open_pair(models, feeds, threads, max(1, warmup), swap=False)
+    calls = _open_pair(models, inputs, threads, custom_ops, max(1, warmup), swap=False)
     opening = time.perf_counter() - start
-    plan = _plan(sessions, feeds, opening, runs, budget_seconds)
+    plan = _plan(calls, opening, runs, budget_seconds)
     rows, pairs = [], []
     for pair in range(plan.pairs):
         if pair:
-            sessions = ()  # freed first, so that no more than two are in memory
-            sessions = _open_pair(models, feeds, threads, max(1, warmup), swap=pair % 2 == 1)
+            calls = ()  # freed first, so that no more than two are in memory
+            calls = _open_pair(models, inputs, threads, custom_ops, max(1, warmup), swap=pair % 2 == 1)
         blocks = plan.blocks // plan.pairs + (pair < plan.blocks % plan.pairs)
-        a, b = sessions
+        a, b = calls
         with _collector_paused():
             # Untimed, and ending with the model that the first block begins with: like the others, it must find
             # its own data in the cache.
-            for session in (b, a):
-                _time(session, feeds, plan.repeats)
-            rows += [[_time(s, feeds, plan.repeats) * 1e3 for s in (a, b, b, a)] for _ in range(blocks)]
+            for call in (b, a):
+                _time(call, plan.repeats)
+            rows += [[_time(call, plan.repeats) * 1e3 for call in (a, b, b, a)] for _ in range(blocks)]
         pairs += [pair] * blocks
     return Timings(np.asarray(rows), np.asarray(pairs, dtype=np.intp))
 
 
-def _plan(sessions: tuple[ort.InferenceSession, ...], feeds: Feeds, opening: float, runs: int, budget: float) -> _Plan:
-    once = [min(_time(session, feeds, 1) for _ in range(3)) for session in sessions]
+def _plan(calls: Sequence[_Call], opening: float, runs: int, budget: float) -> _Plan:
+    once = [min(_time(call, 1) for _ in range(3)) for call in calls]
     repeats = max(1, math.ceil(_TIMING_SECONDS / min(once)))
     block = 2 * sum(once) * repeats
     pairs = _SESSION_PAIRS if opening * _SESSION_PAIRS <= budget / 2 else 1
@@ -183,20 +206,26 @@ def _serialised(model: ModelLike) -> ModelLike:
 
 
 def _open_pair(
-    models: tuple[ModelLike, ModelLike], feeds: Feeds, threads: int, warmup: int, *, swap: bool
-) -> tuple[ort.InferenceSession, ...]:
+    models: tuple[ModelLike, ModelLike],
+    inputs: tuple[Feeds, Feeds],
+    threads: int,
+    custom_ops: Sequence[str],
+    warmup: int,
+    *,
+    swap: bool,
+) -> tuple[_Call, ...]:
     order = models[::-1] if swap else models
-    sessions = tuple(open_session(model, threads=threads) for model in order)
-    sessions = sessions[::-1] if swap else sessions
-    for session in sessions:
+    sessions = tuple(open_session(model, threads=threads, custom_ops=custom_ops) for model in order)
+    calls = tuple(zip(sessions[::-1] if swap else sessions, inputs, strict=True))
+    for session, feeds in calls:
         for _ in range(warmup):
             run_session(session, feeds)
-    return sessions
+    return calls
 
 
-def _time(session: ort.InferenceSession, feeds: Feeds, repeats: int) -> float:
+def _time(call: _Call, repeats: int) -> float:
     """Seconds that one call takes, averaged over `repeats`."""
-    run, inputs = session.run, dict(feeds)
+    run, inputs = call[0].run, call[1]
     start = time.perf_counter_ns()
     for _ in range(repeats):
         run(None, inputs)

@@ -45,10 +45,10 @@ def test_a_new_bias_is_of_the_model_s_type(op: str, kind: int, computed: bool) -
 
 def test_the_type_is_the_weight_s_where_that_of_the_output_is_not_known() -> None:
     net = Net(kind=TensorProto.FLOAT16)
-    net.imports["com.microsoft"] = 1
-    active = net.node("Gelu", [net.input(["N", 3])], domain="com.microsoft")
-    made = net.node("Gemm", [active, net.weight([3, 4])], ["N", 4])
-    model = net.build(net.node("Gelu", [made], domain="com.microsoft"))
+    net.imports["my.own"] = 1
+    active = net.node("Mystery", [net.input(["N", 3])], domain="my.own")
+    made = net.node("Gemm", [active, net.node("Identity", [net.weight([3, 4])])], ["N", 4])
+    model = net.build(net.node("Mystery", [made], domain="my.own"))
     assert made not in Graph(model).element_types
     add_to_outputs(model, {made: np.ones(4)})
     assert model.graph.initializer[-1].data_type == TensorProto.FLOAT16

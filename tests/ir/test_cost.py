@@ -35,7 +35,7 @@ def test_weights_are_all_floats_that_an_output_depends_on() -> None:
     net.initializer(np.zeros(99), "unused")
     model = net.build(made)
     assert count_weights(model) == 36
-    assert sorted(t.name for t in weight_tensors(model) if t.name) == ["b_0", "w_0"]
+    assert sorted(t.name for t, _ in weight_tensors(model) if t.name) == ["b_0", "w_0"]
 
 
 @pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"])
@@ -98,6 +98,51 @@ def test_macs_of_matrix_products(transposed: bool) -> None:
     net = Net()
     turned = net.node("Gemm", [net.input([7, 2]), net.weight([7, 5])], [2, 5], transA=1)
     assert count_macs(net.build(turned), {"x_0": (7, 2)}) == 2 * 7 * 5
+
+
+def test_macs_of_fused_products() -> None:
+    net = Net()
+    net.imports["com.microsoft"] = 1
+    names = [net.input([2, 7, 3]), net.weight([5, 7])]
+    turned = net.node("FusedMatMul", names, [2, 3, 5], domain="com.microsoft", transA=1, transB=1)
+    assert count_macs(net.build(turned), {"x_0": (2, 7, 3)}) == 2 * 3 * 7 * 5
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "expected"),
+    [
+        ("bsi,io->bso", [(2, 5, 7), (7, 3)], 2 * 5 * 7 * 3),
+        ("...i,io->...o", [(2, 5, 7), (7, 3)], 2 * 5 * 7 * 3),
+        ("bi,bj,ko->bo", [(2, 3), (2, 4), (5, 6)], 2 * 3 * 4 + 2 * 5 * 6),  # i and j are summed up at once
+        ("bsi->bs", [(2, 5, 7)], 0),
+    ],
+)
+def test_macs_of_an_einsum(equation: str, shapes: list[tuple[int, ...]], expected: int) -> None:
+    net = Net()
+    names = [net.input(list(shape)) for shape in shapes]
+    result = list(np.einsum(equation, *(np.ones(shape) for shape in shapes)).shape)
+    model = net.build(net.node("Einsum", names, result, equation=equation))
+    assert count_macs(model, dict(zip(names, shapes, strict=True))) == expected
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_macs_of_attention_are_those_of_its_two_products(past: int) -> None:
+    net = Net(23, ir_version=11)
+    names = [net.input([2, 4, 5, 6]), net.input([2, 2, 7, 6]), net.input([2, 2, 7, 3])]
+    caches = [net.input([2, 2, past, width]) for width in (6, 3)] if past else []
+    made = net.node("Attention", [*names, *([""] if past else []), *caches], [2, 4, 5, 3])
+    shapes = {name: tuple(int(extent) for extent in net.shapes[name]) for name in net.inputs}
+    assert count_macs(net.build(made), shapes) == 2 * 4 * 5 * (7 + past) * (6 + 3)
+
+
+def test_macs_of_attention_that_projects_by_itself() -> None:
+    net = Net()
+    net.imports["com.microsoft"] = 1
+    names = [net.input([2, 5, 7]), net.weight([7, 60]), net.vector(60)]
+    more = {"num_heads": 4, "qkv_hidden_sizes": [24, 24, 12]}
+    made = net.node("Attention", names, [2, 5, 12], domain="com.microsoft", **more)
+    products = 2 * 4 * 5 * 5 * (6 + 3)
+    assert count_macs(net.build(made), {"x_0": (2, 5, 7)}) == 2 * 5 * 7 * 60 + products
 
 
 def test_macs_of_unknown_shapes_are_none() -> None:

@@ -299,3 +299,27 @@ def test_a_constant_output_s_initializer_takes_a_name_that_is_free() -> None:
     assert rewrite.constants_to_initializers(model) == 1
     onnx.checker.check_model(model, full_check=True)
     assert_close(before, run(model, feeds(model)))
+
+
+@pytest.mark.parametrize(
+    ("other", "read", "removed"),
+    [((0.1, 7), "moves", 1), ((0.2, 7), "moves", 0), ((0.1, 8), "moves", 0), ((0.1, 7), "relu", 0)],
+)
+def test_requantisations_between_two_moves(other: tuple[float, int], read: str, removed: int) -> None:
+    def step(data: str, scale: float, zero: int) -> str:
+        point = [net.initializer(scale, "scale"), net.initializer(zero, "zero", TensorProto.UINT8)]
+        stepped = net.node("QuantizeLinear", [data, *point], kind=TensorProto.UINT8)
+        return net.node("DequantizeLinear", [stepped, *point], kind=TensorProto.FLOAT)
+
+    net = Net()
+    first = net.reshape(step(net.input(["N", 6]), 0.1, 7), [0, 2, 3], ["N", 2, 3])
+    between = step(first, *other)
+    outputs = [step(net.transpose(between, [0, 2, 1]), *other), *([net.relu(between)] if read == "relu" else [])]
+    model = net.build(*outputs)
+    before = run(model, feeds(model), optimised=False)
+    assert rewrite.remove_requantizations(model) == removed
+    rewrite.drop_dead(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert operators(model)["QuantizeLinear"] == 3 - removed
+    for name, value in run(model, feeds(model), optimised=False).items():
+        np.testing.assert_array_equal(value, before[name])

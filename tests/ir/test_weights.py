@@ -74,6 +74,26 @@ def test_a_weight_on_the_left(transposed: bool) -> None:
     np.testing.assert_allclose(contracted_norms(graph, contraction), (matrix**2).sum(axis=1), rtol=1e-12)
 
 
+@pytest.mark.parametrize("op", ["Gemm", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul"])
+def test_a_weight_counts_with_what_it_is_scaled_by(op: str) -> None:
+    net = Net()
+    net.imports["com.microsoft"] = 1
+    domain, _, name = op.rpartition(".")
+    names = [net.input([2, 5]), net.weight([3, 5])]
+    model = net.build(net.node(name, names, [2, 3], domain=domain, transB=1, alpha=0.5))
+    graph, contraction = second(model)
+    expected = values(model)["w_0"].astype(np.float64).T / 2
+    np.testing.assert_array_equal(contracted_matrix(graph, contraction), expected)
+    np.testing.assert_allclose(contracted_norms(graph, contraction), (expected**2).sum(axis=1), rtol=1e-12)
+
+
+def test_an_einsum_s_matrix_is_its_weight() -> None:
+    net = Net()
+    made = net.node("Einsum", [net.weight([3, 5]), net.input([2, 5])], [2, 3], equation="oi,bi->bo")
+    model = net.build(made)
+    np.testing.assert_array_equal(contracted_matrix(*second(model)), values(model)["w_0"].T)
+
+
 def test_computed_weights_are_computed() -> None:
     net = Net()
     weight, scale = net.weight([5, 3]), net.vector(3, "scale", 0.5, 1.5)

@@ -80,12 +80,16 @@ def test_units_of_a_grouped_convolution_go_in_rounds_one_of_each_group(groups: i
         assert queue.steps[0].score == pytest.approx(scores.values[ordered[:, 0]].mean(), abs=1e-15)
 
 
-def test_units_in_balances_that_cross_are_left_alone_and_others_are_not() -> None:
+def test_units_in_balances_that_cross_go_in_rounds_that_keep_both() -> None:
     coupling = coupled(crossing())
-    steps = [step for queue in queues(coupling, given_scores(coupling)) for step in queue.steps]
-    free = {int(unit) for step in steps for unit in step.units}
-    assert free == {*units_on(coupling, "w_0", 0), *units_on(coupling, "w_2", 0)}
-    assert not free & set(units_on(coupling, "w_1", 0))
+    found = queues(coupling, given_scores(coupling))
+    middle = np.array(units_on(coupling, "w_1", 0))
+    (queue,) = (q for q in found if set(q.steps[0].units) <= set(middle))
+    assert len(queue.steps) == 2
+    for step in queue.steps:
+        taken = np.isin(middle, step.units)
+        assert taken.reshape(2, 4).sum(axis=1).tolist() == [2, 2]
+        assert taken.reshape(4, 2).sum(axis=1).tolist() == [1, 1, 1, 1]
 
 
 def test_equal_balances_of_two_convolutions_are_one() -> None:

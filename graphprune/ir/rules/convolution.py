@@ -38,7 +38,7 @@ def couple_conv(node: Node, coupler: Coupler) -> None:
     if shape is None or coupler.shape(data) is None or any(not isinstance(d, int) for d in shape):
         coupler.freeze_node(node, "a weight or activation of unknown shape meets Conv")
         return
-    if groups > 1 and weight not in coupler.graph.initializers:
+    if groups > 1 and weight not in coupler.stored:
         coupler.freeze_node(node, "the weight of a grouped convolution is computed")
         return
     coupler.pass_axes(node, data, (0, 1), f"{node.op} slides along the axis")
@@ -72,7 +72,7 @@ def couple_conv_transpose(node: Node, coupler: Coupler) -> None:
     summed = _summed(coupler, data, depthwise=groups > 1 and shape is not None and shape[0] == groups)
     # The weight's axis 0 runs over the channels of all groups, so that none has to be told apart.
     coupler.contract(Contraction(node, 0, 1, data_axis=summed, weight_axis=0, output_axis=1))
-    if shape is None or coupler.shape(data) is None or (groups > 1 and weight not in coupler.graph.initializers):
+    if shape is None or coupler.shape(data) is None or (groups > 1 and weight not in coupler.stored):
         coupler.freeze_node(node, "a weight or activation of unknown shape meets ConvTranspose")
         return
     coupler.pass_axes(node, data, (0, 1), f"{node.op} slides along the axis")
@@ -96,11 +96,11 @@ def couple_conv_transpose(node: Node, coupler: Coupler) -> None:
 
 def _output_groups(coupler: Coupler, weight: str, groups: int, channels: IdArray) -> IdArray:
     """Give the columns of a grouped ConvTranspose, whose meaning differs from group to group, ids of their own."""
-    dims = coupler.graph.initializers[weight].dims
+    dims = coupler.stored[weight].dims
     outputs = coupler.atoms.new((groups, dims[1]))
     columns = np.repeat(outputs, dims[0] // groups, axis=0).reshape(dims[0], dims[1], *[1] * (len(dims) - 2))
-    known = [ids for ids in coupler.ids_of[weight] if ids.shape == columns.shape]
-    if known:  # a weight that several convolutions share
+    known = [ids for ids in coupler.ids_of[weight] if 1 in support(ids)]
+    if known:  # a weight that other nodes read, too, or with a scale for each column
         coupler.atoms.join(known[0], columns)
     else:
         coupler.ids_of[weight].append(columns)
@@ -112,10 +112,10 @@ def _output_groups(coupler: Coupler, weight: str, groups: int, channels: IdArray
 def _couple_groups(coupler: Coupler, weight: str, groups: int, channels: IdArray, outputs: IdArray) -> None:
     by_group = channels.reshape(groups, -1)
     rows = np.repeat(by_group, len(outputs) // groups, axis=0)
-    rank = len(coupler.graph.initializers[weight].dims)
+    rank = len(coupler.stored[weight].dims)
     columns = rows.reshape(rows.shape + (1,) * (rank - 2))
     known = [ids for ids in coupler.ids_of[weight] if 1 in support(ids)]
-    if known:  # a weight that other nodes read, too
+    if known:  # a weight that other nodes read, too, or with a scale for each column
         coupler.atoms.join(known[0], columns)
     else:
         coupler.ids_of[weight].append(columns)

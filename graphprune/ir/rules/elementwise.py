@@ -2,7 +2,8 @@
 
 What happens to a removed position inside is without effect: it is masked where it is consumed.
 
-Reference: https://onnx.ai/onnx/operators/, https://onnx.ai/onnx/repo-docs/Broadcasting.html
+References: https://onnx.ai/onnx/operators/, https://onnx.ai/onnx/repo-docs/Broadcasting.html,
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ UNARY = [
     "Atanh",
     "BitwiseNot",
     "Cast",
+    "CastLike",
     "Ceil",
     "Celu",
     "Clip",
@@ -58,8 +60,10 @@ UNARY = [
     "Tan",
     "Tanh",
     "ThresholdedRelu",
+    "com.microsoft.Gelu",
+    "com.microsoft.QuickGelu",
 ]
-"""The first input is the data; any others are scalars (Clip's bounds, Dropout's ratio)."""
+"""The first input is the data; any others are scalars (Clip's bounds, Dropout's ratio), or lend their type alone."""
 
 BROADCAST = [
     "Add",
@@ -86,7 +90,10 @@ BROADCAST = [
     "Sum",
     "Where",
     "Xor",
+    "com.microsoft.BiasGelu",
+    "com.microsoft.FastGelu",
 ]
+"""Inputs are broadcast; FastGelu's second, its bias, may be left out."""
 
 
 def couple_unary(node: Node, coupler: Coupler) -> None:

@@ -29,19 +29,33 @@ def couple_gather(node: Node, coupler: Coupler) -> None:
     others = [other for other in range(rank) if other != axis]
     reason = Reason(node.label, node.op, "Gather picks positions of the axis by computed or many-axis indices")
     one_axis = picked is not None and index_rank <= 1
-    passed = coupler.pass_axes(node, data, range(rank) if one_axis else others, reason.text)
     result: list[IdArray] = []
-    for ids in passed:
+    arrays: list[IdArray] = []
+    for ids in coupler.ids(data):
+        ended = _end_of_shuffle(node, coupler, ids, axis)
+        if ended is not None:
+            result.append(ended)
+        else:
+            arrays.extend(coupler.splits.take_apart(ids, axis, whole=picked is not None and picked.size == 1))
+    for ids in coupler.pass_arrays(node, arrays, range(rank) if one_axis else others, reason.text):
         if axis not in support(ids):
             shape = [*ids.shape[:axis], *[1] * index_rank, *ids.shape[axis + 1 :]]
             result.append(ids.reshape(shape))
         elif picked is not None:
             taken = ids.take(picked.astype(np.int64), axis=axis)
-            if index_rank == 0:
+            if index_rank == 0 and len(support(ids)) == 1:
                 coupler.freeze([taken], Reason(node.label, node.op, "Gather picks this position alone"))
             else:
                 result.append(taken)
-    coupler.set(node.outputs[0], result, reason)
+    coupler.set(node.outputs[0], result, reason if picked is None else None)
+
+
+def _end_of_shuffle(node: Node, coupler: Coupler, ids: IdArray, axis: int) -> IdArray | None:
+    """Ids of the output where it is a part of an axis that has been split, each position by itself."""
+    picked = coupler.graph.value(node.input(1))
+    if picked is None or picked.ndim or len(support(ids)) != 2 or axis not in support(ids):
+        return None
+    return coupler.splits.shuffle(node, ids.take(picked.astype(np.int64), axis=axis))
 
 
 def patch_gather(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
@@ -57,4 +71,4 @@ def patch_gather(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
     set_input(proto, 1, edit.constant(patched.astype(np.int64)))
 
 
-RULES = {"Gather": Rule(couple_gather, patch_gather)}
+RULES = {"Gather": Rule(couple_gather, patch_gather, moves=True)}

@@ -1,14 +1,16 @@
-"""Gemm and MatMul.
+"""Gemm and MatMul, and ONNX Runtime's FusedGemm and FusedMatMul.
 
 y[.., m, n] = sum over k of a[.., m, k] * b[.., k, n]: the contracted axes of both operands are the same positions;
-rows, columns and batch axes pass through, the batch axes broadcast.
+rows, columns and batch axes pass through, the batch axes broadcast. FusedMatMul may read its operands transposed, and
+FusedGemm applies an activation to every element of the result.
 
-References: https://onnx.ai/onnx/operators/onnx__Gemm.html, https://onnx.ai/onnx/operators/onnx__MatMul.html
+References: https://onnx.ai/onnx/operators/onnx__Gemm.html, https://onnx.ai/onnx/operators/onnx__MatMul.html,
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.FusedMatMul
 """
 
 from __future__ import annotations
 
-from graphprune.ir.atoms import Reason, along
+from graphprune.ir.atoms import Reason, along, support
 from graphprune.ir.coupler import Coupler
 from graphprune.ir.graph import Node
 from graphprune.ir.rules.rule import Rule
@@ -35,24 +37,34 @@ def couple_gemm(node: Node, coupler: Coupler) -> None:
 
 
 def couple_matmul(node: Node, coupler: Coupler) -> None:
-    """Couple a (batched) matrix product."""
+    """Couple a (batched) matrix product, of operands whose last two axes may be swapped."""
     left, right = node.input(0), node.input(1)
     left_rank, right_rank = (len(coupler.shape(name) or ()) for name in (left, right))
+    left_axis, row = (-2, -1) if node.attributes.get("transA", 0) else (-1, -2)
+    right_axis, column = (-1, -2) if node.attributes.get("transB", 0) else (-2, -1)
     _note(
         node,
         coupler,
-        (left_rank - 1, left_rank - 2) if left_rank > 1 else None,
-        (right_rank - 2, right_rank - 1) if right_rank > 1 else None,
+        (left_rank + left_axis, left_rank + row) if left_rank > 1 else None,
+        (right_rank + right_axis, right_rank + column) if right_rank > 1 else None,
     )
     if not coupler.ranked(node):
         return
     if min(left_rank, right_rank) < 2:
-        coupler.freeze_node(node, "MatMul with a vector")
+        coupler.freeze_node(node, f"{node.op} with a vector")
         return
-    _join(node, coupler, left_rank - 1, right_rank - 2)
+    if node.attributes.get("transBatchA", 0) or node.attributes.get("transBatchB", 0):
+        coupler.freeze_node(node, f"{node.op} moves its batch axes")
+        return
+    _join(node, coupler, left_rank + left_axis, right_rank + right_axis)
     rank = max(left_rank, right_rank)
     batch = list(range(-rank, -2))
-    coupler.set(node.outputs[0], coupler.merge(node, [left, right], only=[[*batch, -2], [*batch, -1]]))
+    result = coupler.merge(node, [left, right], only=[batch, batch])
+    for name, axis, place in ((left, left_rank + row, rank - 2), (right, right_rank + column, rank - 1)):
+        if any(axis in support(ids) for ids in coupler.ids(name)):
+            vector = coupler.vector(name, axis)
+            result += [] if vector is None else [along(vector, rank, place)]
+    coupler.set(node.outputs[0], result)
 
 
 def _note(node: Node, coupler: Coupler, left: Axes | None, right: Axes | None) -> None:
@@ -72,4 +84,9 @@ def _join(node: Node, coupler: Coupler, left_axis: int, right_axis: int) -> None
     coupler.join(coupler.vector(left, left_axis), coupler.vector(right, right_axis), reason)
 
 
-RULES = {"Gemm": Rule(couple_gemm), "MatMul": Rule(couple_matmul)}
+RULES = {
+    "Gemm": Rule(couple_gemm),
+    "MatMul": Rule(couple_matmul),
+    "com.microsoft.FusedGemm": Rule(couple_gemm),
+    "com.microsoft.FusedMatMul": Rule(couple_matmul),
+}

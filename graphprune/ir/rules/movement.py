@@ -5,16 +5,21 @@ References: https://onnx.ai/onnx/operators/onnx__Slice.html, onnx__Pad.html, onn
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 
 from graphprune.ir.atoms import IdArray, Reason, support
 from graphprune.ir.coupler import Coupler
 from graphprune.ir.edit import Edit, drop_attribute, set_attribute, set_input
-from graphprune.ir.graph import Graph, Node
+from graphprune.ir.graph import Node
 from graphprune.ir.rules.rule import Rule
+from graphprune.ir.rules.shape import freeze_targets
+from graphprune.ir.targets import FAR, pads_by_axis, slice_cuts
 
-FAR = 2**31 - 1
+WHOLE = slice(0, FAR, 1)
+UNPADDED = (0, 0)
 
 
 def couple_transpose(node: Node, coupler: Coupler) -> None:
@@ -52,7 +57,8 @@ def couple_split(node: Node, coupler: Coupler) -> None:
         coupler.freeze_node(node, "the parts that Split makes are not known")
         return
     cuts = np.cumsum([size or 0 for size in sizes])[:-1].tolist()
-    ids = coupler.ids(node.input(0))
+    whole = set(sizes) == {1}
+    ids = [array for own in coupler.ids(node.input(0)) for array in coupler.splits.take_apart(own, axis, whole=whole)]
     parts = [np.split(array, cuts, axis) if axis in support(array) else [array] * len(sizes) for array in ids]
     for place, name in enumerate(node.outputs):
         coupler.set(name, [part[place] for part in parts])
@@ -79,89 +85,90 @@ def patch_split(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
 
 
 def couple_slice(node: Node, coupler: Coupler) -> None:
-    """Slice the ids; an axis whose bounds are computed, or that is sliced in steps, is frozen."""
+    """Slice the ids; an axis whose bounds are computed, or that is sliced in steps beside others, is frozen."""
+    freeze_targets(node, coupler)
     if not coupler.ranked(node):
         return
     rank = len(coupler.shape(node.input(0)) or ())
-    bounds = _bounds(node, coupler.graph, rank)
-    if bounds is None:
-        coupler.freeze_node(node, "the bounds of Slice are computed")
+    cuts = slice_cuts(node.inputs, node.attributes, rank, coupler.graph.entries)
+    if cuts is None:
+        coupler.freeze_node(node, "the axes that Slice cuts are computed")
         return
-    whole = [axis for axis in range(rank) if bounds.get(axis, slice(0, FAR, 1)).step == 1]
-    ids = coupler.pass_axes(node, node.input(0), whole, "Slice takes positions of the axis in steps")
+    arrays = list(coupler.ids(node.input(0)))
+    for axis in cuts:
+        one = _extent(coupler, node.outputs[0], axis) == 1
+        arrays = [array for own in arrays for array in coupler.splits.take_apart(own, axis, whole=one)]
+    known = [axis for axis in range(rank) if cuts.get(axis, WHOLE) is not None]
+    arrays = coupler.pass_arrays(node, arrays, known, "the bounds that Slice cuts the axis at are computed")
+    # What is left of every other position lies in no steps any more, but can be gathered.
+    whole = [axis for axis in range(rank) if len(cuts) == 1 or (cuts.get(axis) or WHOLE).step == 1]
     result = []
-    for array in ids:
-        cut = tuple(bounds.get(axis, slice(None)) if array.shape[axis] > 1 else slice(None) for axis in range(rank))
+    for array in coupler.pass_arrays(node, arrays, whole, "Slice takes positions of several axes, this one in steps"):
+        cut = tuple(cuts.get(axis) or slice(None) if array.shape[axis] > 1 else slice(None) for axis in range(rank))
         result.append(array[cut])
     coupler.set(node.outputs[0], result)
 
 
-def _bounds(node: Node, graph: Graph, rank: int) -> dict[int, slice] | None:
-    """Slices by axis; None when they are computed."""
-    if "starts" in node.attributes:
-        given = [node.attributes.get(name) for name in ("starts", "ends", "axes")]
-    else:
-        values = [graph.value(name) if name else None for name in node.inputs[1:]]
-        if any(name and value is None for name, value in zip(node.inputs[1:], values, strict=True)):
-            return None
-        given = [None if value is None else value.ravel().tolist() for value in values]
-    starts, ends, axes, steps = [*given, None, None][:4]
-    if starts is None or ends is None:
-        return None
-    axes = range(len(starts)) if axes is None else axes
-    steps = [1] * len(starts) if steps is None else steps
-    cuts = zip(axes, starts, ends, steps, strict=True)
-    return {int(axis) % rank: slice(int(start), int(end), int(step)) for axis, start, end, step in cuts}
-
-
 def patch_slice(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
-    """Count the bounds anew: as many positions before and inside as stay."""
+    """Count the bounds anew: as many positions before and inside as stay; what was cut in steps is gathered."""
     rank = len(edit.shape(node.input(0)))
-    bounds = _bounds(node, edit.graph, rank) or {}
-    starts, ends = [], []
-    for axis, cut in bounds.items():
+    cuts = slice_cuts(node.inputs, node.attributes, rank, edit.graph.entries) or {}
+    (axis, cut), *others = cuts.items()
+    keep = edit.kept(node.input(0), axis)
+    if not others and keep is not None and cut is not None and cut.step != 1:
+        places = np.arange(len(keep))[cut]
+        indices = (np.cumsum(keep) - 1)[places[keep[places]]]
+        proto.CopyFrom(
+            onnx.helper.make_node(
+                "Gather", [node.input(0), edit.constant(indices)], node.outputs, name=proto.name, axis=axis
+            )
+        )
+        return
+    starts: list[int | None] = []
+    ends: list[int | None] = []
+    for axis, cut in cuts.items():
         keep = edit.kept(node.input(0), axis)
-        if keep is None:
-            starts.append(cut.start)
-            ends.append(cut.stop)
+        if keep is None or cut is None:
+            starts.append(None)
+            ends.append(None)
         else:
             first, last, _ = cut.indices(len(keep))
             starts.append(int(keep[:first].sum()))
             ends.append(int(keep[:last].sum()))
-    if starts == [c.start for c in bounds.values()] and ends == [c.stop for c in bounds.values()]:
-        return
-    if "starts" in node.attributes:
-        set_attribute(proto, "starts", starts)
-        set_attribute(proto, "ends", ends)
-    else:
-        values = (starts, ends, list(bounds), [c.step for c in bounds.values()])
-        for slot, value in enumerate(values, start=1):
-            set_input(proto, slot, edit.constant(np.array(value, dtype=np.int64)))
+    for slot, (name, new) in enumerate((("starts", starts), ("ends", ends)), start=1):
+        if name in node.attributes:
+            pairs = zip(node.attributes[name], new, strict=True)
+            set_attribute(proto, name, [old if now is None else now for old, now in pairs])
+        elif node.input(slot) in edit.graph.entries:
+            edit.set_entries(proto, slot, new)
 
 
 def couple_pad(node: Node, coupler: Coupler) -> None:
     """Give new positions ids of their own; freeze an axis that is cropped, or padded with its own values."""
+    freeze_targets(node, coupler)
     if not coupler.ranked(node):
         return
     rank = len(coupler.shape(node.input(0)) or ())
-    pads = _pads(node, coupler.graph, rank)
+    pads = pads_by_axis(node.inputs, node.attributes, rank, coupler.graph.entries)
     if pads is None:
-        coupler.freeze_node(node, "the pads are computed")
+        coupler.freeze_node(node, "the axes that Pad pads are computed")
         return
+    known = [axis for axis in range(rank) if pads.get(axis, UNPADDED) is not None]
+    passed = coupler.pass_axes(node, node.input(0), known, "the pads of the axis are computed")
     mode = node.attributes.get("mode", b"constant")
     if mode == b"constant":
-        free = [axis for axis in range(rank) if min(pads[axis]) >= 0]
+        free = [axis for axis in range(rank) if min(pads.get(axis) or UNPADDED) >= 0]
     else:
-        free = [axis for axis in range(rank) if pads[axis] == (0, 0)]
+        free = [axis for axis in range(rank) if (pads.get(axis) or UNPADDED) == UNPADDED]
     text = f"Pad in mode {mode.decode()} makes the axis from its own values, or crops it"
-    ids = coupler.pass_axes(node, node.input(0), free, text)
+    ids = coupler.pass_arrays(node, passed, free, text)
     coupler.set(node.outputs[0], [_padded(array, pads, coupler) for array in ids])
 
 
-def _padded(array: IdArray, pads: list[tuple[int, int]], coupler: Coupler) -> IdArray:
+def _padded(array: IdArray, pads: Mapping[int, tuple[int, int] | None], coupler: Coupler) -> IdArray:
     for axis in support(array):
         ends = []
-        for count in pads[axis]:
+        for count in pads.get(axis) or UNPADDED:
             shape = list(array.shape)
             shape[axis] = count
             ends.append(coupler.atoms.new(shape))
@@ -169,48 +176,31 @@ def _padded(array: IdArray, pads: list[tuple[int, int]], coupler: Coupler) -> Id
     return array
 
 
-def _pads(node: Node, graph: Graph, rank: int) -> list[tuple[int, int]] | None:
-    """Pads (before, after) by axis; None when they are computed."""
-    pads = node.attributes.get("pads", node.attributes.get("paddings"))
-    axes = None
-    if pads is None:
-        value = graph.value(node.input(1))
-        axes = graph.value(node.input(3)) if node.input(3) else None
-        if value is None or (node.input(3) and axes is None):
-            return None
-        pads = value.ravel().tolist()
-    named = range(rank) if axes is None else [int(axis) % rank for axis in axes.ravel()]
-    result = [(0, 0)] * rank
-    for place, axis in enumerate(named):
-        result[axis] = (int(pads[place]), int(pads[place + len(named)]))
-    return result
-
-
 def patch_pad(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
     """Pad by as many new positions as stay."""
     rank = len(edit.shape(node.input(0)))
-    before = _pads(node, edit.graph, rank) or []
-    after = list(before)
-    for axis, (front, back) in enumerate(before):
+    pads = pads_by_axis(node.inputs, node.attributes, rank, edit.graph.entries) or {}
+    after: list[tuple[int | None, int | None]] = []
+    for axis, pad in pads.items():
         keep = edit.kept(node.outputs[0], axis)
-        if keep is not None and front + back:
-            after[axis] = (int(keep[:front].sum()), int(keep[len(keep) - back :].sum()))
-    if after == before:
-        return
+        if keep is None or pad is None or pad == UNPADDED:
+            after.append((None, None))
+        else:
+            after.append((int(keep[: pad[0]].sum()), int(keep[len(keep) - pad[1] :].sum())))
     flat = [front for front, _ in after] + [back for _, back in after]
     for name in ("pads", "paddings"):
         if name in node.attributes:
-            set_attribute(proto, name, flat)
+            pairs = zip(node.attributes[name], flat, strict=True)
+            set_attribute(proto, name, [old if now is None else now for old, now in pairs])
             return
-    set_input(proto, 1, edit.constant(np.array(flat, dtype=np.int64)))
-    if node.input(3):
-        set_input(proto, 3, edit.constant(np.arange(rank, dtype=np.int64)))
+    if node.input(1) in edit.graph.entries:
+        edit.set_entries(proto, 1, flat)
 
 
 RULES = {
-    "Transpose": Rule(couple_transpose),
+    "Transpose": Rule(couple_transpose, moves=True),
     "Concat": Rule(couple_concat),
-    "Split": Rule(couple_split, patch_split),
-    "Slice": Rule(couple_slice, patch_slice),
+    "Split": Rule(couple_split, patch_split, moves=True),
+    "Slice": Rule(couple_slice, patch_slice, moves=True),
     "Pad": Rule(couple_pad, patch_pad),
 }

@@ -37,6 +37,8 @@ def couple_recurrent(node: Node, coupler: Coupler) -> None:
         coupler.freeze_node(node, f"the weights of {node.op} are computed")
         return
     reason = Reason(node.label, node.op, f"the hidden units of {node.op} are not known")
+    for slot in (WEIGHT, RECURRENCE, BIAS, PEEPHOLE):
+        coupler.freeze_tensor_axis(node.input(slot), 0, Reason(node.label, node.op, f"{node.op} keeps its directions"))
     gates = GATES[node.op]
     coupler.join(np.tile(hidden, gates), coupler.vector(weight, 1), reason)
     coupler.join(np.tile(hidden, gates), coupler.vector(recurrence, 1), reason)

@@ -11,33 +11,46 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import IdArray, along, lift, support
+from graphprune.ir.atoms import IdArray, Reason, along, lift, support
 from graphprune.ir.coupler import Coupler
-from graphprune.ir.edit import Edit, set_input
+from graphprune.ir.edit import Edit
+from graphprune.ir.entries import is_number
 from graphprune.ir.graph import Node, Shape
 from graphprune.ir.rules.rule import Rule
+from graphprune.ir.rules.shape import freeze_targets
 
 
 def couple_expand(node: Node, coupler: Coupler) -> None:
     """Pass the axes that are there, and give those that are made by repetition ids of their own."""
+    freeze_targets(node, coupler)
     source, target = coupler.shape(node.input(0)), coupler.shape(node.outputs[0])
-    if source is None or target is None or node.input(1) not in coupler.graph.initializers:
+    entries = coupler.graph.entries.get(node.input(1))
+    if source is None or target is None or entries is None:
         coupler.freeze_node(node, "the shape that Expand makes is computed")
         return
     rank = len(target)
     lifted = (1,) * (rank - len(source)) + tuple(source)
-    own = [lift(ids, rank) for ids in coupler.ids(node.input(0))]
-    made = [axis for axis in range(rank) if lifted[axis] == 1]
-    coupler.set(node.outputs[0], [*own, *_fresh(coupler, target, made)])
+    told = [axis for axis in range(rank) if axis < rank - len(entries) or is_number(entries[axis - rank])]
+    passed = coupler.pass_axes(
+        node,
+        node.input(0),
+        [axis - rank + len(source) for axis in told],
+        "the extent that Expand makes of the axis is computed",
+    )
+    made = [axis for axis in told if lifted[axis] == 1]
+    coupler.set(node.outputs[0], [*(lift(ids, rank) for ids in passed), *_fresh(coupler, target, made)])
 
 
 def couple_constant_of_shape(node: Node, coupler: Coupler) -> None:
-    """Give every axis ids of its own."""
-    target = coupler.shape(node.outputs[0])
-    if target is None or node.input(0) not in coupler.graph.initializers:
+    """Give every axis whose extent is known ids of its own."""
+    freeze_targets(node, coupler, first=0)
+    target, entries = coupler.shape(node.outputs[0]), coupler.graph.entries.get(node.input(0))
+    if target is None or entries is None:
         coupler.freeze_node(node, "the shape that ConstantOfShape makes is computed")
         return
-    coupler.set(node.outputs[0], _fresh(coupler, target, range(len(target))))
+    told = [axis for axis, entry in enumerate(entries) if is_number(entry)]
+    reason = Reason(node.label, node.op, "the extent that ConstantOfShape makes of the axis is computed")
+    coupler.set(node.outputs[0], _fresh(coupler, target, told), reason)
 
 
 def _fresh(coupler: Coupler, shape: Shape, axes: range | list[int]) -> list[IdArray]:
@@ -51,28 +64,29 @@ def _fresh(coupler: Coupler, shape: Shape, axes: range | list[int]) -> list[IdAr
 
 def couple_tile(node: Node, coupler: Coupler) -> None:
     """Repeat the ids."""
-    repeats = coupler.graph.value(node.input(1))
-    if repeats is None or node.input(2):
+    freeze_targets(node, coupler)
+    entries = coupler.graph.entries.get(node.input(1))
+    if entries is None or node.input(2):
         coupler.freeze_node(node, "the repeats of Tile are computed")
         return
-    counts = repeats.ravel().tolist()
+    told = [axis for axis, entry in enumerate(entries) if is_number(entry)]
     result = []
-    for ids in coupler.ids(node.input(0)):
+    for ids in coupler.pass_axes(node, node.input(0), told, "the repeats of Tile along the axis are computed"):
         carried = support(ids)
-        result.append(np.tile(ids, [count if axis in carried else 1 for axis, count in enumerate(counts)]))
+        result.append(np.tile(ids, [int(count) if axis in carried else 1 for axis, count in enumerate(entries)]))
     coupler.set(node.outputs[0], result)
 
 
 def patch_shape(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
-    """Write the new extents into the shape constant; entries of 1 broadcast and stay."""
+    """Write the new extents into the shape; entries of 1 broadcast and stay."""
     slot = 1 if node.op == "Expand" else 0
-    value = edit.value(node.input(slot))
-    constant = [] if value is None else value.ravel().tolist()
-    new = edit.new_shape(node.outputs[0])
-    offset = len(new) - len(constant)
-    patched = [extent if extent == 1 else new[offset + place] for place, extent in enumerate(constant)]
-    if all(isinstance(extent, int) for extent in patched) and patched != constant:
-        set_input(proto, slot, edit.constant(np.array(patched, dtype=np.int64)))
+    entries = edit.graph.entries[node.input(slot)]
+    new = edit.new_shape(node.outputs[0])[len(edit.shape(node.outputs[0])) - len(entries) :]
+    patched = [
+        now if is_number(entry) and entry != 1 and isinstance(now, int) else None
+        for entry, now in zip(entries, new, strict=True)
+    ]
+    edit.set_entries(proto, slot, patched)
 
 
 RULES = {

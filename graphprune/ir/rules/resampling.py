@@ -15,15 +15,18 @@ import onnx
 
 from graphprune.ir.atoms import Reason
 from graphprune.ir.coupler import Coupler
-from graphprune.ir.edit import Edit, set_input
+from graphprune.ir.edit import Edit
+from graphprune.ir.entries import is_number
 from graphprune.ir.graph import Node
 from graphprune.ir.rules.rule import Rule
+from graphprune.ir.rules.shape import freeze_targets
 
 SIZES = 3
 
 
 def couple_resize(node: Node, coupler: Coupler) -> None:
     """Pass the axes whose extent stays, freeze the others."""
+    freeze_targets(node, coupler)
     source, target = coupler.shape(node.input(0)), coupler.shape(node.outputs[0])
     if (
         source is None
@@ -44,28 +47,30 @@ def couple_resize(node: Node, coupler: Coupler) -> None:
 
 def _unscaled(node: Node, coupler: Coupler, axis: int, rank: int) -> bool:
     """Whether positions map to themselves along an axis whose extent stays: by given sizes, or a scale of 1."""
-    if node.input(SIZES):
-        return node.input(SIZES) in coupler.graph.initializers
-    axes = [int(named) % rank for named in node.attributes.get("axes") or range(rank)]
-    scales = node.attributes.get("scales")
-    if scales is None:
-        value = coupler.graph.value(node.inputs[-1])
-        scales = None if value is None else value.ravel().tolist()
-    return axis not in axes or (scales is not None and scales[axes.index(axis)] == 1)
+    axes = _axes(node, rank)
+    if axis not in axes:
+        return True
+    if "scales" in node.attributes:
+        return bool(node.attributes["scales"][axes.index(axis)] == 1)
+    given = coupler.graph.entries.get(node.input(SIZES) or next(name for name in reversed(node.inputs) if name))
+    entry = None if given is None or len(given) != len(axes) else given[axes.index(axis)]
+    return is_number(entry) and (bool(node.input(SIZES)) or entry == 1)
+
+
+def _axes(node: Node, rank: int) -> list[int]:
+    return [int(axis) % rank for axis in node.attributes.get("axes") or range(rank)]
 
 
 def patch_resize(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
     """Write the new extents where the sizes are given; scales stay right as they are."""
-    sizes = edit.value(node.input(SIZES)) if node.input(SIZES) else None
+    sizes = edit.graph.entries.get(node.input(SIZES)) if node.input(SIZES) else None
     if sizes is None:
         return
-    axes = node.attributes.get("axes") or range(len(edit.shape(node.outputs[0])))
-    new = edit.new_shape(node.outputs[0])
+    new = [edit.new_shape(node.outputs[0])[axis] for axis in _axes(node, len(edit.shape(node.outputs[0])))]
     patched = [
-        new[axis] if isinstance(new[axis], int) else size for axis, size in zip(axes, sizes.tolist(), strict=True)
+        now if is_number(entry) and isinstance(now, int) else None for entry, now in zip(sizes, new, strict=True)
     ]
-    if patched != sizes.tolist():
-        set_input(proto, SIZES, edit.constant(np.array(patched, dtype=np.int64)))
+    edit.set_entries(proto, SIZES, patched)
 
 
 def couple_depth_to_space(node: Node, coupler: Coupler) -> None:

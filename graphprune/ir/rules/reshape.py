@@ -1,61 +1,151 @@
 """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order under another shape.
 
 Source and target shape are cut into the smallest blocks of equal size, and ids are reshaped block by block, as data
-is. Merging C, H and W repeats each channel's id H*W times. Splitting C into (a, b) names positions on two axes; what
-stays must be a rectangle again, so equal offsets b are joined.
+is. Merging C, H and W repeats each channel's id H*W times. Splitting C into (a, b) lays its ids out over two axes, and
+what is done with them next decides (see `graphprune.ir.splits`): moved back onto one axis they are a shuffle, merged
+with others or used apart they are rows and columns.
 
 Reference: https://onnx.ai/onnx/operators/onnx__Reshape.html
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import pairwise, takewhile
 
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import IdArray, Reason, along, collapse, support
+from graphprune.ir.atoms import IdArray, Reason, collapse, support
 from graphprune.ir.coupler import Coupler
 from graphprune.ir.edit import Edit, set_attribute, set_input
+from graphprune.ir.entries import is_number
 from graphprune.ir.graph import Dim, Node, Shape
 from graphprune.ir.rules.rule import Rule
+from graphprune.ir.rules.shape import freeze_targets
 
 Block = tuple[range, range]
 """Neighbouring axes of the source, and those of the target that hold the same elements."""
+Piece = tuple[range, range, tuple[list[int], list[int]] | None]
+"""A block with the extents that ids are reshaped by, None where they are not known."""
 
 
 def couple_reshape(node: Node, coupler: Coupler) -> None:
     """Reshape the ids as the data."""
+    freeze_targets(node, coupler)
     source, target = coupler.shape(node.input(0)), coupler.shape(node.outputs[0])
-    patchable = node.op != "Reshape" or "shape" in node.attributes or node.input(1) in coupler.graph.initializers
-    if source is None or target is None or not patchable:
+    if source is None or target is None or not _is_patchable(node, coupler, target):
         coupler.freeze_node(node, f"the shape that {node.op} makes is computed")
         return
+    moved = _move(node, coupler, source, target)
+    if moved is None:  # positions of several axes are merged in an order that is no shuffle
+        coupler.apart(node.input(0))
+        moved = _move(node, coupler, source, target) or []
+    coupler.set(node.outputs[0], _overlaid(moved, coupler))
+
+
+def _is_patchable(node: Node, coupler: Coupler, target: Shape) -> bool:
+    """Whether the target tells every extent that may change as a number."""
+    if node.op != "Reshape" or "shape" in node.attributes:
+        return True
+    entries = coupler.graph.entries.get(node.input(1))
+    return entries is not None and all(
+        is_number(entry) or not isinstance(extent, int) for entry, extent in zip(entries, target, strict=True)
+    )
+
+
+def _move(node: Node, coupler: Coupler, source: Shape, target: Shape) -> list[IdArray] | None:
+    """Reshape every array; None where one that names several axes has to be factored first."""
+    pieces = [
+        (axes, new_axes, known_extents(source, target, axes, new_axes)) for axes, new_axes in blocks(source, target)
+    ]
     result: list[IdArray] = []
-    for axes, new_axes in blocks(source, target):
-        own = [ids for ids in coupler.ids(node.input(0)) if set(support(ids)) & set(axes)]
-        fitting = [ids for ids in own if set(support(ids)) <= set(axes)]
-        extents = [source[axis] for axis in axes]
-        if fitting and all(isinstance(extent, int) for extent in (*extents, *(target[axis] for axis in new_axes))):
-            result.extend(_reshape_block(fitting[0], axes, new_axes, source, target, coupler))
-            own = [ids for ids in own if ids is not fitting[0]]
-        text = f"{node.op} merges or splits the axis with others"
-        coupler.freeze(own, Reason(node.label, node.op, text))
-    coupler.set(node.outputs[0], result)
+    for ids in coupler.ids(node.input(0)):
+        named = support(ids)
+        mixed = any(len(axes) > 1 and len(set(named) & set(axes)) > 1 for axes, _, _ in pieces)
+        lost = [axis for axes, _, known in pieces if known is None for axis in axes if axis in named]
+        tied = coupler.atoms.tie(ids, lost) if lost else ids
+        if tied is None:
+            text = f"{node.op} merges or splits the axis with others"
+            coupler.freeze([ids], Reason(node.label, node.op, text))
+            continue
+        moved = collapse(_laid_out(tied, pieces, len(target)))
+        # An axis of unknown extent has more positions than there are ids for it.
+        dynamic = [axis for axis in support(moved) if not isinstance(target[axis], int)]
+        known = coupler.atoms.tie(moved, dynamic) if dynamic else moved
+        if known is None:
+            coupler.freeze([ids], Reason(node.label, node.op, f"{node.op} merges the axis with one of unknown extent"))
+        elif len(support(known)) == 0:
+            coupler.freeze([ids], Reason(node.label, node.op, f"{node.op} leaves the axis one position"))
+        elif len(named) == 1 < len(support(known)) and coupler.splits.of(ids) is None:
+            clean = all(
+                source[axis] == 1 for axes, _, _ in pieces if named[0] in axes for axis in axes if axis != named[0]
+            )
+            result.append(coupler.splits.split(known, node.input(0), named[0] if clean else None))
+        elif mixed or coupler.splits.of(ids) is not None:
+            shuffled = coupler.splits.shuffle(node, known) if len(support(known)) == 1 else None
+            if shuffled is None and mixed:
+                return None
+            result.append(known if shuffled is None else shuffled)
+        else:
+            result.append(known)
+    return result
 
 
-def _reshape_block(
-    ids: IdArray, axes: range, new_axes: range, source: Shape, target: Shape, coupler: Coupler
-) -> list[IdArray]:
-    extents = [int(source[axis] or 0) for axis in axes]
-    new_extents = [int(target[axis] or 0) for axis in new_axes]
-    full = np.broadcast_to(ids.reshape([ids.shape[axis] for axis in axes]), extents)
-    reshaped = collapse(full.reshape(new_extents))
-    carrying = support(reshaped)
-    if not carrying:
-        return []
-    vector = reshaped.ravel() if len(carrying) == 1 else coupler.square(reshaped, carrying[-1])
-    return [along(vector, len(target), new_axes[carrying[-1]])]
+def _laid_out(ids: IdArray, pieces: list[Piece], rank: int) -> IdArray:
+    """Repeat ids along the other axes of their blocks, and reshape them block by block."""
+    full, made = list(ids.shape), [1] * rank
+    for axes, new_axes, known in pieces:
+        if known is not None and any(ids.shape[axis] > 1 for axis in axes):
+            full[axes.start : axes.stop], made[new_axes.start : new_axes.stop] = known
+    return np.broadcast_to(ids, full).reshape(made)
+
+
+def _overlaid(arrays: list[IdArray], coupler: Coupler) -> list[IdArray]:
+    """Fuse the arrays that lie over the same axes."""
+    result: list[IdArray] = []
+    for ids in arrays:
+        over = [other for other in result if set(support(other)) & set(support(ids))]
+        result = [other for other in result if not any(other is found for found in over)]
+        result.append(coupler.atoms.fuse([*over, ids]))
+    return result
+
+
+def known_extents(source: Shape, target: Shape, axes: range, new_axes: range) -> tuple[list[int], list[int]] | None:
+    """Return extents for a block such that ids can be reshaped by them.
+
+    Where all unknown extents come first on both sides, or all last, ids do not change along them, and any extents do
+    that fit: [B, h * d] to [B * h, d] is looked at with B = 1.
+
+    Returns
+    -------
+    tuple of list of int, or None
+        Extents of the source's axes and of the target's; None where unknown ones lie between known ones.
+    """
+    old, new = [source[axis] for axis in axes], [target[axis] for axis in new_axes]
+    for turn in (slice(None), slice(None, None, -1)):
+        known, new_known = _known_prefix(old[turn]), _known_prefix(new[turn])
+        fits = all(not isinstance(extent, int) for extent in [*old[turn][len(known) :], *new[turn][len(new_known) :]])
+        size, new_size = int(np.prod(known)), int(np.prod(new_known))
+        if not fits or min(size, new_size) == 0 or (size % new_size and new_size % size):
+            continue
+        larger = max(size, new_size)
+        full = _filled(known, len(old), larger // size), _filled(new_known, len(new), larger // new_size)
+        if full[0] is not None and full[1] is not None:
+            return full[0][turn], full[1][turn]
+    return None
+
+
+def _known_prefix(extents: Sequence[Dim]) -> list[int]:
+    return [extent for extent in takewhile(lambda extent: isinstance(extent, int), extents) if isinstance(extent, int)]
+
+
+def _filled(known: list[int], rank: int, rest: int) -> list[int] | None:
+    """Extents whose unknown ones are 1, but for the first, which takes what is left; None where there is none."""
+    unknown = rank - len(known)
+    if unknown == 0:
+        return known if rest == 1 else None
+    return [*known, rest, *[1] * (unknown - 1)]
 
 
 def blocks(source: Shape, target: Shape) -> list[Block]:
@@ -129,28 +219,28 @@ def _absorb_ones(pairs: list[Block]) -> list[Block]:
 
 
 def patch_reshape(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
-    """Write the new extents where the shape constant names an axis that changed."""
-    constant = node.attributes.get("shape")
-    if constant is None:
-        value = edit.value(node.input(1))
-        constant = [] if value is None else value.ravel().tolist()
+    """Write the new extents where the target names an axis that changed."""
+    told = node.attributes.get("shape")
+    entries = edit.graph.entries.get(node.input(1)) if told is None else told
+    if entries is None:
+        return
     source, new = edit.new_shape(node.input(0)), edit.new_shape(node.outputs[0])
     patched = [
-        _patched_extent(extent, source[axis] if axis < len(source) else None, new[axis])
-        for axis, extent in enumerate(constant)
+        _patched_extent(entry, source[axis] if axis < len(source) else None, new[axis])
+        for axis, entry in enumerate(entries)
     ]
-    if list(constant) == patched:
-        return
-    if "shape" in node.attributes:
+    if told is None:
+        edit.set_entries(proto, 1, patched)
+    elif list(told) != patched:
         set_attribute(proto, "shape", patched)
-    else:
-        set_input(proto, 1, edit.constant(np.array(patched, dtype=np.int64)))
 
 
-def _patched_extent(extent: int, source: Dim, new: Dim) -> int:
+def _patched_extent(entry: object, source: Dim, new: Dim) -> int | None:
     """-1 stays, and so does 0 where the input's axis at that place is as long as the output's, now too."""
-    if extent == -1 or not isinstance(new, int) or (extent == 0 and new == source):
-        return extent
+    if not isinstance(entry, int | np.integer):
+        return None
+    if entry == -1 or not isinstance(new, int) or (entry == 0 and new == source):
+        return int(entry)
     return new
 
 
@@ -166,8 +256,8 @@ def patch_squeeze(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
 
 
 RULES = {
-    "Reshape": Rule(couple_reshape, patch_reshape),
-    "Flatten": Rule(couple_reshape),
-    "Squeeze": Rule(couple_reshape, patch_squeeze),
-    "Unsqueeze": Rule(couple_reshape),
+    "Reshape": Rule(couple_reshape, patch_reshape, moves=True),
+    "Flatten": Rule(couple_reshape, moves=True),
+    "Squeeze": Rule(couple_reshape, patch_squeeze, moves=True),
+    "Unsqueeze": Rule(couple_reshape, moves=True),
 }

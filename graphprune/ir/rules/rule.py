@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import onnx
@@ -10,7 +10,7 @@ import onnx
 if TYPE_CHECKING:
     from graphprune.ir.coupler import Coupler
     from graphprune.ir.edit import Edit
-    from graphprune.ir.graph import Node
+    from graphprune.ir.graph import Body, Node
 
 
 class Rule(NamedTuple):
@@ -21,10 +21,15 @@ class Rule(NamedTuple):
     couple : callable
         Reads the ids of the node's inputs, says which are the same or must stay, sets those of its outputs.
         It must deal with every input: one that it does not mention would be sliced without its knowledge.
+        That of a control-flow operator yields each body of the node when it is to be walked.
     patch : callable, optional
         Mends attributes and shape constants of a copy of the node once the positions that stay are known.
         Called only where an input or output of the node changes.
+    moves : bool, default False
+        Whether the operator only moves positions, so that ids which name several axes at once move with them. For all
+        others, activations come with at most one id array for each axis.
     """
 
-    couple: Callable[[Node, Coupler], None]
+    couple: Callable[[Node, Coupler], Iterable[Body] | None]
     patch: Callable[[Node, onnx.NodeProto, Edit], None] | None = None
+    moves: bool = False

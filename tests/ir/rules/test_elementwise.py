@@ -158,3 +158,100 @@ def test_casts_to_and_fro() -> None:
     back = net.node("Cast", [scaled], kind=TensorProto.FLOAT, to=TensorProto.FLOAT)
     coupling = assert_exact(net.build(net.conv(back, 2)))
     assert units_on(coupling, "k", 0) == units_on(coupling, "w_0", 0)
+
+
+# -- several inputs ----------------------------------------------------------------------------------------------
+
+
+def where(net: Net, *names: str) -> str:
+    return net.node("Where", list(names), net.shapes[names[1]], kind=TensorProto.FLOAT)
+
+
+def test_where_with_a_mask_shared_over_the_channels() -> None:
+    net = Net()
+    hidden = net.conv(net.input([2, 3, 4, 4]), 6)
+    mask = net.initializer(net.random.normal(size=(1, 1, 4, 4)) > 0, "mask")
+    coupling = assert_exact(net.build(net.conv(where(net, mask, hidden, net.initializer(-2.0, "low")), 2)))
+    assert coupling.units == 6
+
+
+def test_where_with_a_condition_for_every_channel() -> None:
+    net = Net()
+    hidden = net.conv(net.input([2, 3, 4, 4]), 6)
+    gate = net.node("Greater", [net.global_pool(hidden), net.initializer(0.0, "zero")], kind=TensorProto.BOOL)
+    chosen = net.initializer(net.random.normal(size=(6, 1, 1)) > 0, "chosen")
+    first = where(net, gate, hidden, net.initializer(-2.0, "low"))
+    second = where(net, chosen, first, net.conv(net.input([2, 3, 4, 4]), 6))
+    coupling = assert_exact(net.build(net.conv(second, 2)))
+    assert units_on(coupling, "chosen", 0) == units_on(coupling, "w_0", 0) == units_on(coupling, "w_1", 0)
+    assert coupling.units == 6
+
+
+def test_where_between_numbers_carries_the_channels_of_its_condition() -> None:
+    net = Net()
+    hidden = net.conv(net.input([2, 3, 4, 4]), 6)
+    above = net.node("Greater", [hidden, net.initializer(0.0, "zero")], kind=TensorProto.BOOL)
+    names = [above, net.initializer(1.5, "high"), net.initializer(-0.5, "low")]
+    step = net.node("Where", names, net.shapes[hidden], kind=TensorProto.FLOAT)
+    assert assert_exact(net.build(net.conv(step, 2))).units == 6
+
+
+def test_where_with_a_condition_that_is_an_input_is_frozen() -> None:
+    net = Net()
+    hidden = net.conv(net.input([2, 3, 4, 4]), 6)
+    mask = net.input([6, 1, 1], "mask")
+    net.kinds[mask] = TensorProto.BOOL
+    coupling = coupled(net.build(net.conv(where(net, mask, hidden, net.initializer(0.0, "zero")), 2)))
+    assert coupling.units == 0
+    assert reasons(coupling)["w_0", 0] == "graph input 'mask' keeps its shape"
+
+
+@pytest.mark.parametrize("op", ["Sum", "Mean", "Max", "Min"])
+def test_many_inputs_of_different_shapes(op: str) -> None:
+    net = Net()
+    data = net.input([2, 3, 4, 4])
+    first, second = net.conv(data, 6), net.conv(data, 6)
+    shared = net.conv(data, 1)
+    row = net.initializer(net.random.normal(size=(6, 1, 4)), "row")
+    made = net.node(op, [first, net.global_pool(second), shared, row, net.initializer(0.3, "number")])
+    alone = net.node(op, [net.conv(data, 5)])
+    coupling = assert_exact(net.build(net.conv(made, 2), net.conv(alone, 2)))
+    assert units_on(coupling, "w_0", 0) == units_on(coupling, "w_1", 0) == units_on(coupling, "row", 0)
+    assert units_on(coupling, "w_2", 0) == [FROZEN]
+    assert coupling.units == 11
+
+
+def test_the_type_of_another_tensor() -> None:
+    net = Net()
+    hidden = net.conv(net.input([2, 3, 4, 4]), 6)
+    like = net.node("Cast", [net.conv(hidden, 5)], kind=TensorProto.DOUBLE, to=TensorProto.DOUBLE)
+    wide = net.node("CastLike", [hidden, like], kind=TensorProto.DOUBLE)
+    back = net.node("CastLike", [wide, hidden], kind=TensorProto.FLOAT)
+    coupling = assert_exact(net.build(net.conv(back, 2)))
+    assert all_groups(coupling) == {
+        (("w_0", 0), ("b_0", 0), ("w_1", 1), ("w_2", 1)): 6,
+        (("w_1", 0), ("b_1", 0)): 5,
+    }, "only the type is read: neither side ties the other"
+
+
+def test_computed_bounds_of_clip_are_numbers() -> None:
+    net = Net()
+    hidden = net.conv(net.input([2, 3, 4, 4]), 6)
+    low = net.squeeze(net.reduce(net.input([2, 5]), [0, 1], "ReduceMin"), [0, 1])
+    assert assert_exact(net.build(net.conv(net.node("Clip", [hidden, low]), 2))).units == 6
+
+
+# -- ONNX Runtime's own ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["Gelu", "QuickGelu", "FastGelu", "BiasGelu"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_activations_of_onnx_runtime(op: str, biased: bool) -> None:
+    net = Net()
+    net.imports["com.microsoft"] = 1
+    hidden = net.linear(net.input([2, 5, 4]), 6, bias=False)
+    names = [hidden, *([net.vector(6, "shift")] if op == "BiasGelu" or (biased and op == "FastGelu") else [])]
+    coupling = assert_exact(net.build(net.linear(net.node(op, names, domain="com.microsoft"), 2)))
+    assert coupling.units == 6
+    if len(names) > 1:
+        assert units_on(coupling, "shift_0", 0) == units_on(coupling, "w_0", 1)

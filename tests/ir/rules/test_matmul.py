@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -9,11 +11,12 @@ import pytest
 from graphprune.ir.surgery import remove
 from graphprune.ir.units import FROZEN, Coupling
 from graphprune.verify.equivalence import masked
-from tests.nets import Net
+from tests.nets import Extent, Net
 from tests.oracles import (
     all_groups,
     assert_close,
     assert_exact,
+    assert_masked,
     assert_reproduces,
     coupled,
     feeds,
@@ -120,10 +123,14 @@ def attention(heads: int = 3, size: int = 4, *, softmax: bool = True) -> tuple[o
 def test_attention_joins_queries_with_keys_and_values_with_the_output() -> None:
     _, coupling = attention()
     assert all_groups(coupling) == {
-        (("w_0", 1), ("b_0", 0), ("w_1", 1), ("b_1", 0)): 4,
-        (("w_2", 1), ("b_2", 0), ("w_3", 0)): 4,
+        (("w_0", 1), ("b_0", 0), ("w_1", 1), ("b_1", 0), ("w_2", 1), ("b_2", 0), ("w_3", 0)): 3,  # heads
+        (("w_0", 1), ("b_0", 0), ("w_1", 1), ("b_1", 0)): 4,  # dimensions of queries and keys
+        (("w_2", 1), ("b_2", 0), ("w_3", 0)): 4,  # dimensions of values
     }
-    assert units_on(coupling, "w_0", 1) == units_on(coupling, "w_1", 1)
+    heads, sizes = coupling.along("w_0", 1)
+    assert heads.reshape(3, 4).tolist() == [[unit] * 4 for unit in heads[::4]]
+    assert sizes.reshape(3, 4).tolist() == [sizes[:4].tolist()] * 3
+    assert [units.tolist() for units in coupling.along("w_1", 1)] == [heads.tolist(), sizes.tolist()]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -141,15 +148,14 @@ def test_attention_equals_the_masked_original(seed: int) -> None:
 def test_attention_equals_weights_cut_by_hand() -> None:
     model, coupling = attention(softmax=False)
     removed = random_removal(coupling, None, 0)
-    gone = np.append(removed, False)
     by_hand = onnx.ModelProto()
     by_hand.CopyFrom(model)
     for tensor in by_hand.graph.initializer:
         for axis in range(len(tensor.dims)):
-            units = coupling.vector(tensor.name, axis) if tensor.name in coupling.ids else None
-            if units is not None and gone[units].any():
+            lost = coupling.lost(tensor.name, axis, removed)
+            if lost is not None:
                 array = np.array(onnx.numpy_helper.to_array(tensor))
-                np.moveaxis(array, axis, 0)[gone[units]] = 0
+                np.moveaxis(array, axis, 0)[lost] = 0
                 tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     pruned, _ = remove(coupling, removed)
     inputs = feeds(model)
@@ -185,3 +191,81 @@ def test_positions_that_no_weight_carries_are_no_units() -> None:
     assert coupling.units == 6
     assert sum(len(group.units) for group in coupling.groups) == 6
     assert units_on(coupling, query, 2)[6:] == [FROZEN] * 2
+
+
+# -- transposed, batched, between activations --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("right", [False, True])
+def test_gemm_of_two_activations(left: bool, right: bool) -> None:
+    net = Net()
+    first = net.relu(net.node("MatMul", [net.weight([6, 4]), net.input([4, 3])], [6, 3]))  # units along rows
+    second = net.relu(net.gemm(net.input([5, 4]), 6))  # units along columns
+    names = [first if left else net.transpose(first, [1, 0]), second if right else net.transpose(second, [1, 0])]
+    made = net.node("Gemm", [*names, net.vector(5)], [3, 5], transA=int(left), transB=int(right), alpha=0.5)
+    coupling = coupled(net.build(made))
+    assert all_groups(coupling) == {(("w_0", 0), ("w_1", 0), ("b_0", 0)): 6}
+    assert_masked(coupling)
+
+
+@pytest.mark.parametrize(("shape", "other"), [([2, 3], [2, 3]), ([2, 3], [3]), ([1, 3], [2, 1]), ([], [2, 3])])
+def test_batches_are_broadcast(shape: list[int], other: list[int]) -> None:
+    net = Net()
+    left = net.relu(net.linear(net.input([*shape, 5, 4]), 6))
+    right = net.relu(net.node("MatMul", [net.weight([6, 4]), net.input([*other, 4, 7])], [*other, 6, 7]))
+    made = net.node("MatMul", [left, right], [2, 3, 5, 7])
+    coupling = coupled(net.build(made))
+    assert all_groups(coupling) == {(("w_0", 1), ("b_0", 0), ("w_1", 0)): 6}
+    assert_masked(coupling)
+
+
+def test_batch_axes_of_both_operands_are_the_same_units() -> None:
+    net = Net()
+    left, right = (net.relu(net.conv(net.input([2, 3, 4, 4]), 6)) for _ in range(2))
+    coupling = assert_exact(net.build(net.conv(net.node("MatMul", [left, right], [2, 6, 4, 4]), 2)))
+    assert units_on(coupling, "w_0", 0) == units_on(coupling, "w_1", 0) == units_on(coupling, "w_2", 1)
+
+
+def fused(net: Net, op: str, names: list[str], shape: list[Extent], **attributes: Any) -> str:
+    net.imports["com.microsoft"] = 1
+    return net.node(op, names, shape, domain="com.microsoft", **attributes)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("right", [False, True])
+def test_fused_matmul_reads_operands_transposed(left: bool, right: bool) -> None:
+    net = Net()
+    rows = net.relu(net.linear(net.input([2, 5, 4]), 6))
+    weight = net.weight([7, 6] if right else [6, 7], fan_in=6)
+    data = net.transpose(rows, [0, 2, 1]) if left else rows
+    made = fused(net, "FusedMatMul", [data, weight], [2, 5, 7], transA=int(left), transB=int(right), alpha=0.3)
+    coupling = assert_exact(net.build(net.linear(net.relu(made), 2)))
+    assert units_on(coupling, "w_1", 1 if right else 0) == units_on(coupling, "w_0", 1)
+    assert units_on(coupling, "w_1", 0 if right else 1) == units_on(coupling, "w_2", 0)
+    assert coupling.units == 13
+
+
+def test_fused_matmul_of_queries_and_keys() -> None:
+    net = Net()
+    query, key = (net.linear(net.input([2, 3, 5, 4]), 6) for _ in range(2))
+    coupling = coupled(net.build(fused(net, "FusedMatMul", [query, key], [2, 3, 5, 5], transB=1, alpha=0.4)))
+    assert all_groups(coupling) == {(("w_0", 1), ("b_0", 0), ("w_1", 1), ("b_1", 0)): 6}
+    assert_masked(coupling)
+
+
+def test_fused_matmul_that_moves_its_batch_is_frozen() -> None:
+    net = Net()
+    query, key = (net.linear(net.input([5, 2, 4]), 6) for _ in range(2))
+    made = fused(net, "FusedMatMul", [query, net.transpose(key, [1, 2, 0])], [2, 5, 5], transBatchA=1)
+    coupling = coupled(net.build(made))
+    assert coupling.units == 0
+    assert reasons(coupling)["w_0", 1] == "com.microsoft.FusedMatMul moves its batch axes"
+
+
+def test_fused_gemm_applies_an_activation() -> None:
+    net = Net()
+    names = [net.input([2, 4]), net.weight([6, 4]), net.vector(6)]
+    hidden = fused(net, "FusedGemm", names, [2, 6], transB=1, activation="Relu")
+    coupling = assert_exact(net.build(fused(net, "FusedGemm", [hidden, net.weight([6, 3])], [2, 3], activation="Tanh")))
+    assert all_groups(coupling) == {(("w_0", 0), ("b_0", 0), ("w_1", 0)): 6}

@@ -130,30 +130,47 @@ def test_slice_without_axes_and_by_negative_axes() -> None:
     assert units_on(coupling, "w_2", 1) == whole[1:6]
 
 
-def test_slice_in_steps_freezes_the_channels() -> None:
+@pytest.mark.parametrize("bounds", [(0, FAR, 2), (1, FAR, 2), (1, 7, 3), (7, -(2**31), -1), (-2, 0, -2)])
+def test_slice_in_steps_picks_channels(bounds: tuple[int, int, int]) -> None:
     net = Net()
     data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 8))
-    coupling = coupled(net.build(net.conv(net.slice(data, {1: (0, FAR, 2)}), 2)))
-    assert coupling.units == 0
-    assert reasons(coupling)["w_0", 0] == "Slice takes positions of the axis in steps"
+    coupling = assert_exact(net.build(net.conv(net.slice(data, {1: bounds}), 2), net.conv(data, 2)))
+    assert units_on(coupling, "w_1", 1) == units_on(coupling, "w_0", 0)[slice(*bounds)]
 
 
-def test_slice_backwards_freezes_the_channels() -> None:
+def test_slice_in_steps_beside_other_axes_freezes_the_channels() -> None:
     net = Net()
     data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 8))
-    coupling = coupled(net.build(net.conv(net.slice(data, {1: (7, -(2**31), -1)}), 2)))
+    coupling = coupled(net.build(net.conv(net.slice(data, {1: (0, FAR, 2), 2: (0, 2, 1)}), 2)))
     assert coupling.units == 0
+    assert reasons(coupling)["w_0", 0] == "Slice takes positions of several axes, this one in steps"
 
 
-def test_slice_by_computed_bounds_is_frozen() -> None:
+def test_an_axis_that_is_cut_at_computed_bounds_is_frozen_and_the_others_are_free() -> None:
     net = Net()
     data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 8))
     end = net.input([1], "end")
     net.kinds[end] = onnx.TensorProto.INT64
-    names = [net.initializer(np.array([0]), "start"), end, net.initializer(np.array([2]), "axis")]
-    coupling = coupled(net.build(net.conv(net.node("Slice", [data, *names], ["N", 8, "H", 4]), 2)))
+    start = net.initializer(np.array([0]), "start")
+    rows = net.node("Slice", [data, start, end, net.initializer(np.array([2]), "axis")], ["N", 8, "H", 4])
+    model = net.build(net.conv(rows, 2))
+    assert_exact(model, inputs={**feeds(model), "end": np.array([3])})
+    channels = net.node("Slice", [data, start, end, net.initializer(np.array([1]), "axis")], ["N", "C", 4, 4])
+    net.outputs.clear()
+    coupling = coupled(net.build(net.node("ReduceMax", [channels], [1, 1, 1, 1])))
     assert coupling.units == 0
-    assert reasons(coupling)["w_0", 0] == "the bounds of Slice are computed"
+    assert reasons(coupling)["w_0", 0] == "the bounds that Slice cuts the axis at are computed"
+
+
+def test_slice_along_computed_axes_is_frozen() -> None:
+    net = Net()
+    data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 8))
+    axis = net.input([1], "axis")
+    net.kinds[axis] = onnx.TensorProto.INT64
+    bounds = [net.initializer(np.array([bound]), name) for name, bound in (("start", 0), ("end", 2))]
+    coupling = coupled(net.build(net.node("Slice", [data, *bounds, axis], ["N", "C", "H", "W"])))
+    assert coupling.units == 0
+    assert reasons(coupling)["w_0", 0] == "the axes that Slice cuts are computed"
 
 
 def test_what_no_slice_reads_may_go_entirely() -> None:
@@ -183,7 +200,7 @@ def test_pads_are_patched(opset: int, value: float, axes: bool) -> None:
     first = next(node for node in pruned.graph.node if node.op_type == "Pad")
     stored = values(pruned)
     pads = helper.get_node_attr_value(first, "pads") if opset < 11 else stored[first.input[1]].tolist()
-    assert list(pads) == [0, 1, 1, 0, 0, 1, 0, 0]
+    assert list(pads) == ([1, 1, 0, 1] if axes else [0, 1, 1, 0, 0, 1, 0, 0])
 
 
 def test_padding_that_only_its_reader_carries_goes_alone() -> None:
@@ -239,7 +256,7 @@ def test_computed_pads_are_frozen() -> None:
     net.kinds[pads] = onnx.TensorProto.INT64
     coupling = coupled(net.build(net.conv(net.node("Pad", [data, pads], [1, 6, "C", "D"]), 2)))
     assert coupling.units == 0
-    assert reasons(coupling)["w_0", 0] == "the pads are computed"
+    assert reasons(coupling)["w_0", 0] == "the pads of the axis are computed"
 
 
 # -- Concat and Transpose ------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
-"""BatchNormalization and LRN."""
+"""Normalisation of channels one by one, in groups, and over the axis that would be cut."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from graphprune.ir.units import FROZEN
-from tests.nets import Net
+from tests.nets import Extent, Net
 from tests.oracles import assert_close, assert_exact, check_removal, coupled, feeds, reasons, removal, run, units_on
 
 
@@ -101,17 +101,119 @@ def test_instance_normalization_joins_its_parameters() -> None:
     assert units_on(coupling, "scale_0", 0) == units_on(coupling, "shift_0", 0) == units_on(coupling, "w_0", 0)
 
 
-@pytest.mark.parametrize("op", ["LayerNormalization", "GroupNormalization"])
-def test_normalising_over_channels_freezes_them(op: str) -> None:
+# -- groups of channels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [2, 3, 6])
+def test_whole_groups_go(groups: int) -> None:
     net = Net(21)
-    if op == "LayerNormalization":
-        data = net.linear(net.input(["N", 5, 4]), 6)
-        normed = net.node(op, [data, net.vector(6, "scale"), net.vector(6, "shift")], axis=-1)
-        model = net.build(net.linear(normed, 2))
-    else:
-        data = net.conv(net.input(["N", 3, 4, 4]), 6)
-        normed = net.node(op, [data, net.vector(6, "scale"), net.vector(6, "shift")], num_groups=2)
-        model = net.build(net.conv(normed, 2))
-    coupling = coupled(model)
+    data = net.conv(net.input(["N", 3, 4, 4]), 12)
+    scale, shift = net.vector(12, "scale", 0.5, 1.5), net.vector(12, "shift")
+    normal = net.node("GroupNormalization", [data, scale, shift], num_groups=groups)
+    coupling = assert_exact(net.build(net.conv(net.relu(normal), 2)))
+    units = np.array(units_on(coupling, "w_0", 0)).reshape(groups, -1)
+    assert (units == units[:, :1]).all()
+    assert len(set(units[:, 0])) == groups
+    assert units_on(coupling, "scale_0", 0) == units_on(coupling, "shift_0", 0) == units.ravel().tolist()
+
+
+def test_one_group_of_all_channels_is_frozen() -> None:
+    net = Net(21)
+    data = net.conv(net.input(["N", 3, 4, 4]), 6)
+    normal = net.node("GroupNormalization", [data, net.vector(6, "scale"), net.vector(6, "shift")], num_groups=1)
+    coupling = coupled(net.build(net.conv(normal, 2)))
     assert coupling.units == 0
-    assert reasons(coupling)["w_0", 1 if op == "LayerNormalization" else 0].startswith(f"{op} normalises over")
+    assert reasons(coupling)["w_0", 0].startswith("GroupNormalization normalises over the axis")
+
+
+def test_groups_as_instances_go_whole() -> None:
+    """How torch's exporters write GroupNorm: the groups are channels of InstanceNormalization."""
+    net = Net()
+    data = net.conv(net.input([2, 3, 4, 4]), 12)
+    rows = net.reshape(data, [0, 3, -1], [2, 3, 64])
+    ones, zeros = net.initializer(np.ones(3), "ones"), net.initializer(np.zeros(3), "zeros")
+    normal = net.node("InstanceNormalization", [rows, ones, zeros])
+    back = net.reshape(normal, [2, 12, 4, 4], [2, 12, 4, 4])
+    scale = net.initializer(net.random.uniform(0.5, 1.5, (12, 1, 1)), "scale")
+    shift = net.initializer(net.random.normal(size=(12, 1, 1)), "shift")
+    made = net.relu(net.add(net.add(back, scale, op="Mul"), shift))
+    coupling = assert_exact(net.build(net.conv(made, 2)))
+    units = np.array(units_on(coupling, "w_0", 0)).reshape(3, 4)
+    assert (units == units[:, :1]).all()
+    assert len(set(units[:, 0])) == 3
+    assert units_on(coupling, "scale", 0) == units_on(coupling, "shift", 0) == units.ravel().tolist()
+    assert units_on(coupling, "ones", 0) == units[:, 0].tolist()
+
+
+# -- over the hidden axis ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("op", "opset"), [("LayerNormalization", 17), ("RMSNormalization", 23)])
+def test_the_axis_normalised_over_is_frozen_and_the_others_pass(op: str, opset: int) -> None:
+    net = Net(opset, ir_version=8 if opset < 23 else 11)
+    maps = net.relu(net.conv(net.input(["N", 3, 4, 5]), 6))
+    parameters = [net.vector(5, "scale"), *([net.vector(5, "shift")] if op == "LayerNormalization" else [])]
+    normal = net.node(op, [maps, *parameters], axis=-1, name="the norm")
+    rows = net.linear(net.input(["N", 7, 4]), 6)
+    others = [net.vector(6, "scale"), *([net.vector(6, "shift")] if op == "LayerNormalization" else [])]
+    hidden = net.linear(net.node(op, [rows, *others]), 2)
+    coupling = assert_exact(net.build(net.conv(normal, 2), hidden))
+    assert coupling.units == 6
+    assert len(set(units_on(coupling, "w_0", 0))) == 6
+    text = f"{op} normalises over the axis: removing a position is not zeroing it"
+    assert reasons(coupling)["w_1", 1] == reasons(coupling)["w_2", 0] == text
+
+
+@pytest.mark.parametrize("rms", [False, True])
+def test_normalisation_in_arithmetic_is_frozen_by_its_mean(rms: bool) -> None:
+    """Nothing here is called a normalisation: it is ReduceMean that cannot lose a position."""
+    net = Net()
+    rows = net.linear(net.input(["N", 5, 4]), 6)
+    centred = rows if rms else net.add(rows, net.reduce(rows, [2]), op="Sub")
+    square = net.reduce(net.add(centred, net.initializer(2.0, "two"), op="Pow"), [2])
+    spread = net.node("Sqrt", [net.add(square, net.initializer(1e-5, "epsilon"))])
+    normal = net.add(net.add(centred, spread, op="Div"), net.vector(6, "scale"), op="Mul")
+    coupling = coupled(net.build(net.linear(normal, 2)))
+    assert coupling.units == 0
+    for key in (("w_0", 1), ("w_1", 0)):
+        assert reasons(coupling)[key] == "ReduceMean reduces over the axis: removing a position is not zeroing it"
+
+
+@pytest.mark.parametrize("op", ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
+@pytest.mark.parametrize("shape", [["N", 5, 6], [1, 5, 6]])
+def test_skip_normalisation_freezes_the_hidden_axis_and_joins_the_steps(op: str, shape: list[Extent]) -> None:
+    net = Net()
+    net.imports["com.microsoft"] = 1
+    data = net.input(["N", 5, 4])
+    steps = net.weight([7, 5])
+    rows = net.relu(net.node("MatMul", [steps, data], ["N", 7, 4]))
+    other = net.node("MatMul", [net.weight([7, 5]), net.input(["N" if shape[0] == "N" else 1, 5, 6])], [shape[0], 7, 6])
+    gamma, beta = net.vector(6, "gamma"), net.vector(6, "beta")
+    names = [net.linear(rows, 6), other, gamma, *([beta] if op == "SkipLayerNormalization" else [])]
+    normal, *unused, total = net.nodes_of(op, names, [["N", 7, 6], [], [], ["N", 7, 6]], domain="com.microsoft")
+    for name in unused:
+        net.nodes[-1].output[list(net.nodes[-1].output).index(name)] = ""
+    made = net.node("MatMul", [net.weight([3, 7]), net.add(normal, total)], ["N", 3, 6])
+    coupling = assert_exact(net.build(net.linear(made, 2)))
+    assert units_on(coupling, "w_0", 0) == units_on(coupling, "w_1", 0) == units_on(coupling, "w_3", 1)
+    assert coupling.units == 7
+    text = f"com.microsoft.{op} normalises over the axis: removing a position is not zeroing it"
+    assert reasons(coupling)["w_2", 1] == text
+
+
+def test_fused_embeddings_are_frozen_with_a_reason() -> None:
+    net = Net()
+    net.imports["com.microsoft"] = 1
+    words = net.input(["N", 5], "words")
+    net.kinds[words] = TensorProto.INT32
+    tables = [net.weight([extent, 6], name="table") for extent in (9, 5, 2)]
+    names = [words, "", *tables[:2], "", net.vector(6, "gamma"), net.vector(6, "beta")]
+    made, unused = net.nodes_of(
+        "EmbedLayerNormalization", names, [["N", 5, 6], ["N"]], kind=TensorProto.FLOAT, domain="com.microsoft"
+    )
+    net.kinds[unused] = TensorProto.INT32
+    coupling = coupled(net.build(net.linear(net.relu(net.linear(made, 8)), 2)))
+    text = "EmbedLayerNormalization normalises over the hidden axis, and looks positions up by number"
+    assert {reasons(coupling)["table_0", axis] for axis in (0, 1)} == {text}
+    assert reasons(coupling)["w_0", 0] == text
+    assert coupling.units == 8

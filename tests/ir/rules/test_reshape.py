@@ -127,7 +127,7 @@ def test_merging_with_a_dynamic_axis_is_frozen() -> None:
     made = net.reshape(hidden(net), [-1, 4], ["K", 4])
     coupling = coupled(net.build(net.linear(made, 3)))
     assert coupling.units == 0
-    assert reasons(coupling)["w_0", 0] == "Reshape merges or splits the axis with others"
+    assert reasons(coupling)["w_0", 0] == "Reshape merges the axis with one of unknown extent"
 
 
 def test_splitting_joins_equal_offsets() -> None:

@@ -1,0 +1,26 @@
+"""What the author of an operator's rule needs; docs/rules.md tells how to write one and how to declare it."""
+
+from graphprune.ir.atoms import IdArray, Reason, along
+from graphprune.ir.coupler import Coupler
+from graphprune.ir.edit import Edit, drop_attribute, set_attribute, set_input
+from graphprune.ir.graph import Graph, Node
+from graphprune.ir.rules import Rule
+from graphprune.ir.rules.elementwise import couple_broadcast, couple_unary
+from graphprune.ir.units import Contraction
+
+__all__ = [
+    "Contraction",
+    "Coupler",
+    "Edit",
+    "Graph",
+    "IdArray",
+    "Node",
+    "Reason",
+    "Rule",
+    "along",
+    "couple_broadcast",
+    "couple_unary",
+    "drop_attribute",
+    "set_attribute",
+    "set_input",
+]
