@@ -53,7 +53,9 @@ def rounds(balances: Sequence[IntArray], order: IntArray) -> list[IntArray] | No
     left = [int(unit) for unit in order]
     result: list[IntArray] = []
     while left:
-        taken = _Round(left, places, quota).fill([(n, p) for n, parts in enumerate(distinct) for p in range(len(parts))])
+        taken = _Round(left, places, quota).fill(
+            [(n, p) for n, parts in enumerate(distinct) for p in range(len(parts))]
+        )
         if taken is None:
             break
         result.append(np.array(taken, dtype=np.int64))
@@ -123,7 +125,9 @@ class _Round:
             if other is None or self.count.get(other, 0) < self.quota[other[0]]:
                 self._set(unit, True)
                 return True
-        for unit in free:  # the other place is full: it gives up a unit whose own first place finds another, or needs none
+        for (
+            unit
+        ) in free:  # the other place is full: it gives up a unit whose own first place finds another, or needs none
             other = self._other(unit, place)
             assert other is not None
             if other in seen:

@@ -39,6 +39,7 @@ def canonicalize(proto: onnx.ModelProto) -> onnx.ModelProto:
     while lifting.inline_branches(result):  # what is known then may settle the condition of another If
         rewrite.fold_constants(result)
     rewrite.settle_reshapes(result)
+    rewrite.drop_zero_states(result)
     rewrite.remove_identities(result)
     rewrite.remove_requantizations(result)
     rewrite.drop_dead(result)

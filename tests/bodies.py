@@ -87,6 +87,20 @@ def loop_body(seed: int, states: Sequence[str]) -> Body:
     return body
 
 
+def take_in(body: Body, inner: Net, around: Sequence[str]) -> None:
+    """Put what a net has made into a body; names but those of ``around`` get a prefix."""
+
+    def own(name: str) -> str:
+        return name if name in around or not name else f"inner_{name}"
+
+    for node in inner.nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:], copy.output[:] = map(own, node.input), map(own, node.output)
+        body.nodes.append(copy)
+    body.stored += [numpy_helper.from_array(numpy_helper.to_array(t), own(t.name)) for t in inner.initializers]
+
+
 def _inside(model: onnx.ModelProto, prefix: str) -> onnx.GraphProto:
     """The main graph as a body that owns its weights and reads the inputs around it."""
     inputs = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}

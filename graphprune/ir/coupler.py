@@ -23,6 +23,8 @@ class Coupler:
     ----------
     stored : dict of str to onnx.TensorProto
         Initializers, and by other names again those whose ids tensors share: a quantised weight, dequantised.
+    repeating : dict of str to list of int
+        Axes of unknown extent along which the ids of a tensor repeat: every copy of a position goes with it.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -33,6 +35,7 @@ class Coupler:
         self.contractions: list[Contraction] = []
         self.balances: list[IdArray] = []
         self.splits = Splits(graph, self.atoms)
+        self.repeating: dict[str, list[int]] = {}
         self._untracked: dict[str, Reason] = {}
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -230,12 +233,28 @@ class Coupler:
         """Factor what names several axes of an activation, which from here on are used one by one."""
         if name in self.stored or name not in self.ids_of:
             return
+        self.unrepeat(name)
         arrays: list[IdArray] = []
         for ids in self.ids_of[name]:
             split = self.splits.of(ids)
             if split is not None:
                 split.used = True
             arrays.extend(self.atoms.factor(ids) if len(support(ids)) > 1 else [ids])
+        self.ids_of[name] = arrays
+
+    def unrepeat(self, name: str) -> None:
+        """Keep all that ids repeat along an axis of unknown extent: heads that are merged with the batch, say."""
+        if name not in self.repeating:
+            return
+        arrays: list[IdArray] = []
+        for ids in self.ids(name):
+            tied = self.atoms.tie(ids, self.repeating[name])
+            if tied is None:
+                node = self.graph.producer[name]
+                text = f"{node.op} merges the axis with one of unknown extent"
+                self.freeze([ids], Reason(node.label, node.op, text))
+            else:
+                arrays.append(tied)
         self.ids_of[name] = arrays
 
     # -- inside --------------------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ class Edit:
         if keep is None:
             return shape
         extents = kept_extents(keep)
-        return tuple(now if keep.shape[axis] > 1 else shape[axis] for axis, now in enumerate(extents))
+        pairs = zip(shape, extents, keep.shape, strict=True)
+        return tuple(now if named > 1 and isinstance(before, int) else before for before, now, named in pairs)
 
     def changes(self, name: str) -> bool:
         """Return whether a tensor loses positions."""

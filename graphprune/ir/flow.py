@@ -40,6 +40,7 @@ class Flat:
     ----------
     wide : dict of str to onnx.ValueInfoProto
         What is known of tensors whose two sides do not agree.
+    opset : int
     nodes : list of onnx.NodeProto
     inputs : list of onnx.ValueInfoProto
     pairs : list of (str, str)

@@ -22,6 +22,10 @@ MOVES = ("Reshape", "Transpose")
 """Operators that only put numbers elsewhere."""
 
 
+RECURRENT_STATES = (5, 6)
+"""Input slots of the initial hidden and cell state."""
+
+
 def constants_to_initializers(proto: onnx.ModelProto) -> int:
     """Turn Constant nodes, those of open bodies too, into initializers of the same name."""
     graphs = open_graphs(proto)
@@ -177,6 +181,21 @@ def drop_dead(proto: onnx.ModelProto) -> int:
     for value in listed:
         proto.graph.input.remove(value)
     return dead + len(unused)
+
+
+def drop_zero_states(proto: onnx.ModelProto) -> int:
+    """Leave out the initial states of recurrent nodes that are constants of zeros, as they are without any.
+
+    Exporters give one and the same constant to all layers, which would tie their hidden units.
+    """
+    graph, dropped = Graph(proto), 0
+    for node in graph.nodes:
+        for slot in RECURRENT_STATES if node.op in ("LSTM", "GRU", "RNN") else ():
+            value = graph.value(node.input(slot))
+            if value is not None and not value.any():
+                node.proto.input[slot] = ""
+                dropped += 1
+    return dropped
 
 
 def fold_batch_normalization(proto: onnx.ModelProto) -> int:

@@ -213,20 +213,12 @@ def find_shuffle(graph: Graph, node: Node, split: Split, moved: IdArray) -> Shuf
     return Shuffle(split.source, axis, positions, split.ids.shape)
 
 
-def _extents(graph: Graph, names: list[str]) -> list[list[int]]:
-    """Shapes of tensors, with numbers for the symbols that are the same in all; -1 for an extent without a symbol."""
-    shapes = [graph.shape(name) or () for name in names]
-    symbols = dict.fromkeys(extent for shape in shapes for extent in shape if isinstance(extent, str))
-    numbers = dict(zip(symbols, STAND_INS, strict=False))
-    return [[e if isinstance(e, int) else numbers.get(e, -1) if e else -1 for e in shape] for shape in shapes]
-
-
 def _path(graph: Graph, node: Node, source: str) -> list[Node] | None:
     """The nodes from a tensor to a node, along their first inputs."""
     path = [node]
     while path[-1].input(0) != source:
         before = graph.producer.get(path[-1].input(0))
-        if before is None:
+        if before is None or before.captured or before.bodies:
             return None
         path.append(before)
     told = {name for step in path if step.op != "Reshape" for name in step.inputs[1:] if name}
@@ -234,17 +226,20 @@ def _path(graph: Graph, node: Node, source: str) -> list[Node] | None:
 
 
 def _run(graph: Graph, path: list[Node], source: str) -> tuple[IdArray, npt.NDArray[np.int64]] | None:
-    """Run the nodes on the numbers of the source's elements; a Reshape to the shape that is inferred for it."""
+    """Run the nodes on the numbers of the source's elements; a Reshape to what is inferred where that is computed."""
     made = path[-1].outputs[0]
-    extents, *targets = _extents(graph, [source, *(node.outputs[0] for node in path)])
-    extents = [extent if extent >= 0 else UNNAMED for extent in extents]
+    shape = graph.shape(source) or ()
+    numbers = dict(zip(dict.fromkeys(extent for extent in shape if isinstance(extent, str)), STAND_INS, strict=False))
+    extents = [extent if isinstance(extent, int) else numbers.get(extent or "", UNNAMED) for extent in shape]
     elements = np.arange(int(np.prod(extents)), dtype=np.int64).reshape(extents)
     nodes, constants = (
         [],
         {name: graph.initializers[name] for node in path for name in node.inputs[1:] if name in graph.initializers},
     )
-    for node, target in zip(path, targets, strict=True):
-        if node.op == "Reshape" and "shape" not in node.attributes:
+    for node in path:
+        if node.op == "Reshape" and node.input(1) not in constants and "shape" not in node.attributes:
+            shape = graph.shape(node.outputs[0]) or ()
+            target = [extent if isinstance(extent, int) else numbers.get(extent or "", -1) for extent in shape]
             name = f"{node.outputs[0]} target"
             constants[name] = onnx.numpy_helper.from_array(np.array(target, dtype=np.int64), name)
             nodes.append(onnx.helper.make_node("Reshape", [node.input(0), name], [node.outputs[0]]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -188,8 +188,7 @@ def number_units(coupler: Coupler) -> Coupling:
     unit_of[:-1][lone] = np.arange(lone.sum())
     table = unit_of[resolved.members]
     ids_of = {
-        name: tuple(units for ids in arrays for units in _units(ids, table))
-        for name, arrays in coupler.ids_of.items()
+        name: tuple(units for ids in arrays for units in _units(ids, table)) for name, arrays in coupler.ids_of.items()
     }
     return Coupling(
         graph=coupler.graph,
@@ -199,7 +198,7 @@ def number_units(coupler: Coupler) -> Coupling:
         balances=tuple(table[0][parts] for parts in balances),
         contractions=tuple(coupler.contractions),
         shuffles=coupler.splits.shuffles,
-        declined=tuple(_declined(coupler, resolved.frozen)),
+        declined=tuple(_declined(coupler, resolved)),
     )
 
 
@@ -213,8 +212,12 @@ def _settled(parts: IdArray, coupler: Coupler, resolved: Resolved) -> bool:
         return False
     reason = Reason("", "", "rows and columns of a split axis cut across parts that must keep equal counts")
     known = np.unique(members[members >= 0])
-    counts = np.stack([np.bincount(np.searchsorted(known, part[part >= 0]), minlength=len(known))
-                       for part in members.transpose(1, 0, 2)])
+    counts = np.stack(
+        [
+            np.bincount(np.searchsorted(known, part[part >= 0]), minlength=len(known))
+            for part in members.transpose(1, 0, 2)
+        ]
+    )
     uneven = known[(counts != counts[0]).any(axis=0)]
     if len(uneven):
         coupler.atoms.reasons.append(reason)
@@ -263,8 +266,13 @@ def _groups(ids_of: dict[str, tuple[IdArray, ...]], count: int) -> Iterator[Grou
         yield Group(next(matrices, group_axes[0][0]), group_axes, np.array(units, dtype=np.int64))
 
 
-def _declined(coupler: Coupler, reason_of: IdArray) -> Iterator[Declined]:
-    """Frozen positions of the weights that contractions read, and of all others that are matrices or more."""
+def _declined(coupler: Coupler, resolved: Resolved) -> Iterator[Declined]:
+    """Frozen positions of the weights that contractions read, and of all others that are matrices or more.
+
+    Where only the heads of heads and head dimensions merged on one axis are frozen, or the other way round, no position
+    is: that is told, too.
+    """
+    reasons = coupler.atoms.reasons
     graph = coupler.graph
     operands = {name: None for c in coupler.contractions for name in graph.sources(c.node.input(c.weight))}
     for name, tensor in graph.initializers.items():
@@ -272,6 +280,11 @@ def _declined(coupler: Coupler, reason_of: IdArray) -> Iterator[Declined]:
             operands[name] = None
     for name in operands:
         for ids in coupler.ids_of.get(name, ()):
-            found = reason_of[ids]
+            found = resolved.frozen[ids]
             for index in np.unique(found[found >= 0]):
-                yield Declined(name, support(ids)[-1], found == index, coupler.atoms.reasons[index])
+                yield Declined(name, support(ids)[-1], found == index, reasons[index])
+            factors = resolved.members[:, ids[found < 0]]
+            partly = resolved.frozen[factors[factors >= 0]]
+            for index in np.unique(partly[partly >= 0]):
+                why = replace(reasons[index], text=f"an axis that it is merged of stays: {reasons[index].text}")
+                yield Declined(name, support(ids)[-1], np.zeros(ids.shape, dtype=np.bool_), why)

@@ -12,7 +12,8 @@ from graphprune.ir.cost import count_macs, count_weights
 from graphprune.ir.graph import Graph
 from graphprune.ir.lifting import inline_branches, inline_functions, open_bodies, opened
 from graphprune.passes.canonicalize import canonicalize
-from tests.bodies import Body, choose, flagged, loop_body
+from graphprune.passes.fold import fold
+from tests.bodies import Body, choose, flagged, in_branches, loop_body
 from tests.nets import Net
 from tests.oracles import all_groups, assert_close, assert_exact, feeds, run
 
@@ -253,3 +254,16 @@ def test_the_work_of_bodies_counts_as_often_as_it_is_done() -> None:
     branches[1].node.extend(other.nodes[1:])
     model = canonicalize(net.build(choose(net, flagged(net), *branches, [2, 4])))
     assert count_macs(model, {"x_0": (2, 3)}) == 5 * 2 * 3 * 3 + 2 * 3 * 4
+
+
+def test_normalisation_is_folded_in_bodies_too() -> None:
+    net = Net()
+    data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 4))
+    model = in_branches(net.build(net.relu(net.batch_norm(net.conv(data, 5, 3)))))
+    result = fold(canonicalize(model))
+    kinds = [node.op_type for node in all_nodes(result)]
+    assert kinds.count("Conv") == 4
+    assert "BatchNormalization" not in kinds
+    for taken in (False, True):
+        inputs = {**feeds(model), "flag": np.array(taken)}
+        assert_close(run(model, inputs), run(result, inputs))

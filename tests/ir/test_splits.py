@@ -294,3 +294,29 @@ def test_a_shuffle_of_maps_of_open_extents() -> None:
     made = net.reshape(turned, [], ["N", 6, "H", "W"], constant=merged)
     coupling = assert_exact(net.build(net.conv(made, 2)))
     assert len(set(units_on(coupling, "w_0", 0))) == 6
+
+
+def test_heads_merged_with_a_dynamic_batch_while_keys_are_turned_around() -> None:
+    """As torch writes the transposed keys of scaled_dot_product_attention: [N, h, T, d] to [N * h, T, d] and back."""
+    net = Net()
+    data = net.input(["N", 5, 8])
+    query, key, value = (heads_of(net, net.linear(data, 12), 3, 4) for _ in range(3))
+    merged = net.reshape(key, [-1, 5, 4], ["M", 5, 4])
+    back = net.reshape(net.transpose(merged, [0, 2, 1]), [-1, 3, 4, 5], ["N", 3, 4, 5])
+    product = net.node("MatMul", [query, back], ["N", 3, 5, 5])
+    mixed = net.node("MatMul", [net.node("Softmax", [product], axis=-1), value], ["N", 3, 5, 4])
+    made = net.reshape(net.transpose(mixed, [0, 2, 1, 3]), [0, 5, 12], ["N", 5, 12])
+    coupling = assert_exact(net.build(net.linear(made, 3)))
+    assert sorted(len(group.units) for group in coupling.groups) == [3, 4, 4]
+
+
+def test_heads_that_stay_while_their_dimensions_go_are_told() -> None:
+    net = Net()
+    apart = heads_of(net, net.linear(net.input(["N", 5, 8]), 12), 3, 4)
+    mean = net.reduce(apart, [1], keepdims=False)
+    coupling = assert_exact(net.build(net.linear(mean, 3)))
+    assert coupling.units == 4
+    (told,) = (d for d in coupling.declined if (d.tensor, d.axis) == ("w_0", 1))
+    assert told.positions == 0
+    assert told.reason.op == "ReduceMean"
+    assert told.reason.text.startswith("an axis that it is merged of stays: ReduceMean reduces over the axis")

@@ -29,6 +29,7 @@ def couple_gather(node: Node, coupler: Coupler) -> None:
     others = [other for other in range(rank) if other != axis]
     reason = Reason(node.label, node.op, "Gather picks positions of the axis by computed or many-axis indices")
     one_axis = picked is not None and index_rank <= 1
+    coupler.unrepeat(data)
     result: list[IdArray] = []
     arrays: list[IdArray] = []
     for ids in coupler.ids(data):

@@ -10,7 +10,9 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.
 
 from __future__ import annotations
 
-from graphprune.ir.atoms import Reason, along, support
+from collections.abc import Sequence
+
+from graphprune.ir.atoms import IdArray, Reason, along, support
 from graphprune.ir.coupler import Coupler
 from graphprune.ir.graph import Node
 from graphprune.ir.rules.rule import Rule
@@ -29,9 +31,7 @@ def couple_gemm(node: Node, coupler: Coupler) -> None:
     if not coupler.ranked(node):
         return
     _join(node, coupler, left_axis, right_axis)
-    rows, columns = coupler.vector(left, 1 - left_axis), coupler.vector(right, 1 - right_axis)
-    result = [along(ids, 2, axis) for axis, ids in enumerate((rows, columns)) if ids is not None]
-    coupler.set(node.outputs[0], result)
+    coupler.set(node.outputs[0], _passed(coupler, [(left, 1 - left_axis), (right, 1 - right_axis)], 2))
     if bias:
         coupler.set(node.outputs[0], coupler.merge(node, [node.outputs[0], bias]))
 
@@ -60,11 +60,17 @@ def couple_matmul(node: Node, coupler: Coupler) -> None:
     rank = max(left_rank, right_rank)
     batch = list(range(-rank, -2))
     result = coupler.merge(node, [left, right], only=[batch, batch])
-    for name, axis, place in ((left, left_rank + row, rank - 2), (right, right_rank + column, rank - 1)):
-        if any(axis in support(ids) for ids in coupler.ids(name)):
-            vector = coupler.vector(name, axis)
-            result += [] if vector is None else [along(vector, rank, place)]
+    result += _passed(coupler, [(left, left_rank + row), (right, right_rank + column)], rank)
     coupler.set(node.outputs[0], result)
+
+
+def _passed(coupler: Coupler, operands: Sequence[tuple[str, int]], rank: int) -> list[IdArray]:
+    """Ids of the rows of the left operand and of the columns of the right one, on the last two axes; none of no ids."""
+    result = []
+    for place, (name, axis) in enumerate(operands, start=rank - 2):
+        vector = coupler.vector(name, axis) if any(axis in support(ids) for ids in coupler.ids(name)) else None
+        result += [] if vector is None else [along(vector, rank, place)]
+    return result
 
 
 def _note(node: Node, coupler: Coupler, left: Axes | None, right: Axes | None) -> None:

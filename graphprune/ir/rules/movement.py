@@ -27,6 +27,10 @@ def couple_transpose(node: Node, coupler: Coupler) -> None:
     ids = coupler.ids(node.input(0))
     order = node.attributes.get("perm")
     coupler.set(node.outputs[0], [array.transpose(order) for array in ids])
+    repeating = coupler.repeating.get(node.input(0), [])
+    if repeating:
+        rank = len(coupler.shape(node.input(0)) or ())
+        coupler.repeating[node.outputs[0]] = [list(order or range(rank)[::-1]).index(axis) for axis in repeating]
 
 
 def couple_concat(node: Node, coupler: Coupler) -> None:
@@ -57,6 +61,7 @@ def couple_split(node: Node, coupler: Coupler) -> None:
         coupler.freeze_node(node, "the parts that Split makes are not known")
         return
     cuts = np.cumsum([size or 0 for size in sizes])[:-1].tolist()
+    coupler.unrepeat(node.input(0))
     whole = set(sizes) == {1}
     ids = [array for own in coupler.ids(node.input(0)) for array in coupler.splits.take_apart(own, axis, whole=whole)]
     parts = [np.split(array, cuts, axis) if axis in support(array) else [array] * len(sizes) for array in ids]
@@ -94,6 +99,7 @@ def couple_slice(node: Node, coupler: Coupler) -> None:
     if cuts is None:
         coupler.freeze_node(node, "the axes that Slice cuts are computed")
         return
+    coupler.unrepeat(node.input(0))
     arrays = list(coupler.ids(node.input(0)))
     for axis in cuts:
         one = _extent(coupler, node.outputs[0], axis) == 1

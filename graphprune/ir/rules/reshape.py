@@ -41,7 +41,11 @@ def couple_reshape(node: Node, coupler: Coupler) -> None:
     if moved is None:  # positions of several axes are merged in an order that is no shuffle
         coupler.apart(node.input(0))
         moved = _move(node, coupler, source, target) or []
-    coupler.set(node.outputs[0], _overlaid(moved, coupler))
+    made = _overlaid(moved, coupler)
+    coupler.set(node.outputs[0], made)
+    repeating = [axis for axis, extent in enumerate(target) if not isinstance(extent, int)]
+    if any(axis in support(ids) for axis in repeating for ids in made):
+        coupler.repeating[node.outputs[0]] = repeating
 
 
 def _is_patchable(node: Node, coupler: Coupler, target: Shape) -> bool:
@@ -59,19 +63,20 @@ def _move(node: Node, coupler: Coupler, source: Shape, target: Shape) -> list[Id
     pieces = [
         (axes, new_axes, known_extents(source, target, axes, new_axes)) for axes, new_axes in blocks(source, target)
     ]
+    free = _left_to_infer(node, coupler, target)
     result: list[IdArray] = []
     for ids in coupler.ids(node.input(0)):
         named = support(ids)
         mixed = any(len(axes) > 1 and len(set(named) & set(axes)) > 1 for axes, _, _ in pieces)
-        lost = [axis for axes, _, known in pieces if known is None for axis in axes if axis in named]
+        lost = [axis for piece in pieces for axis in piece[0] if axis in named and not _fits(ids, piece)]
         tied = coupler.atoms.tie(ids, lost) if lost else ids
         if tied is None:
             text = f"{node.op} merges or splits the axis with others"
             coupler.freeze([ids], Reason(node.label, node.op, text))
             continue
         moved = collapse(_laid_out(tied, pieces, len(target)))
-        # An axis of unknown extent has more positions than there are ids for it.
-        dynamic = [axis for axis in support(moved) if not isinstance(target[axis], int)]
+        # Along an axis of unknown extent ids repeat; what is left of them has to follow from the other axes.
+        dynamic = [axis for axis in support(moved) if not isinstance(target[axis], int) and axis not in free]
         known = coupler.atoms.tie(moved, dynamic) if dynamic else moved
         if known is None:
             coupler.freeze([ids], Reason(node.label, node.op, f"{node.op} merges the axis with one of unknown extent"))
@@ -92,11 +97,30 @@ def _move(node: Node, coupler: Coupler, source: Shape, target: Shape) -> list[Id
     return result
 
 
+def _left_to_infer(node: Node, coupler: Coupler, target: Shape) -> list[int]:
+    """Axes whose extent the target leaves to be inferred, by -1."""
+    entries = coupler.graph.entries.get(node.input(1)) if node.op == "Reshape" else None
+    told = node.attributes.get("shape", entries)
+    return [axis for axis in range(len(target)) if told is not None and is_number(told[axis]) and told[axis] == -1]
+
+
+def _fits(ids: IdArray, piece: Piece) -> bool:
+    """Whether the extents that a block is looked at with are those of the ids."""
+    axes, new_axes, known = piece
+    if len(axes) == len(new_axes) == 1:
+        return True
+    return known is not None and all(
+        ids.shape[axis] in (1, extent) for axis, extent in zip(axes, known[0], strict=True)
+    )
+
+
 def _laid_out(ids: IdArray, pieces: list[Piece], rank: int) -> IdArray:
     """Repeat ids along the other axes of their blocks, and reshape them block by block."""
     full, made = list(ids.shape), [1] * rank
     for axes, new_axes, known in pieces:
-        if known is not None and any(ids.shape[axis] > 1 for axis in axes):
+        if len(axes) == len(new_axes) == 1:
+            made[new_axes.start] = ids.shape[axes.start]
+        elif known is not None and any(ids.shape[axis] > 1 for axis in axes):
             full[axes.start : axes.stop], made[new_axes.start : new_axes.stop] = known
     return np.broadcast_to(ids, full).reshape(made)
 

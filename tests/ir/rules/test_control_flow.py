@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
@@ -13,10 +15,11 @@ from graphprune.calib.sources import input_specs, open_source
 from graphprune.ir.bodies import FIRST_OPEN
 from graphprune.ir.cost import count_weights, weights_left
 from graphprune.ir.units import Coupling
+from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.compensate import plan
 from graphprune.passes.criteria import score
 from graphprune.passes.trim import by_fraction
-from tests.bodies import Body, choose, flagged, in_branches, in_loop, loop_body
+from tests.bodies import Body, choose, flagged, in_branches, in_loop, loop_body, take_in
 from tests.nets import Extent, Net
 from tests.oracles import (
     Feeds,
@@ -197,6 +200,39 @@ def test_the_hidden_units_of_a_loop_shrink(kind: str) -> None:
     assert (("start", 1) in axes) == (kind == "initializer")
     pruned = check_removal(coupling, removal(coupling, [0, 3]), feeds(model))
     assert {t.name: list(t.dims) for t in pruned.graph.initializer}["r"] == [3, 3]
+
+
+def _halves_swapped(net: Net, data: str) -> str:
+    left, right = net.split(data, [4, 4])
+    return net.concat(net.relu(right), left)
+
+
+CELLS: dict[str, tuple[Callable[[Net, str], str], int]] = {
+    "residual": (lambda net, data: net.add(data, net.conv(net.relu(net.conv(data, 6, 3)), 8)), 8),
+    "shuffle": (lambda net, data: net.shuffle(data, 2), 4),  # 0, 4, 1, 5, ...: each place is every other's in time
+    "halves": (_halves_swapped, 4),
+    "gate": (lambda net, data: net.gate(data, 4), 8),
+    "grouped": (lambda net, data: net.conv(data, 8, 3, group=2), 8),
+    "depthwise": (lambda net, data: net.depthwise(data), 8),
+}
+"""What keeps the shape of a state of eight channels, and how many units these are then."""
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_channels_that_a_loop_carries(name: str) -> None:
+    build, units = CELLS[name]
+    net, inner = Net(), Net(seed=1)
+    start = net.relu(net.conv(net.input([2, 3, 4, 4]), 8, 3))
+    inner._made("state", [2, 8, 4, 4])
+    after = build(inner, "state")
+    body = loop_body(0, ["state"])
+    take_in(body, inner, ["state"])
+    graph = body.build("goes_on", body.node("Tanh", [f"inner_{after}"], "next"), body.node("Relu", ["next"], "step"))
+    final, steps = looped(net, start, graph, [[2, 8, 4, 4], [3, 2, 8, 4, 4]])
+    flat = net.reshape(steps, [-1, 8, 4, 4], [6, 8, 4, 4])
+    coupling = assert_exact(net.build(net.conv(net.relu(final), 2), net.conv(flat, 2)))
+    sizes = {frozenset(axes): size for axes, size in all_groups(coupling).items()}
+    assert sum(size for axes, size in sizes.items() if ("w_0", 0) in axes) == units
 
 
 def test_a_state_that_the_caller_hands_in_is_frozen() -> None:
@@ -383,6 +419,10 @@ def test_any_graph_is_pruned_in_a_loop_as_it_is_outside(
 ) -> None:
     assume(model.opset_import[0].version >= 11)  # before, Loop has to carry something
     outside, inside = coupled(model), coupled(in_loop(model))
+    canonical = inside.graph.proto
+    assert canonicalize(canonical).SerializeToString(deterministic=True) == canonical.SerializeToString(
+        deterministic=True
+    )
     assert sorted(all_groups(inside).values()) == sorted(all_groups(outside).values())
     removed = random_removal(inside, fraction, seed)
     if removed.any():
