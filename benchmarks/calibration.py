@@ -21,7 +21,7 @@ import numpy as np
 from graphprune.api import as_model
 from graphprune.calib.run import BATCH_SIZE, calibrate, probes_for
 from graphprune.calib.sources import input_specs, open_source
-from graphprune.ir.coupling import couple
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.session import open_session, run_session
 from graphprune.passes.canonicalize import canonicalize

@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import onnx
@@ -19,7 +20,7 @@ import onnx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from graphprune.ir.cost import count_weights
-from graphprune.ir.coupling import couple
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.surgery import remove
 from graphprune.passes.canonicalize import canonicalize
@@ -68,7 +69,7 @@ def run(model: onnx.ModelProto) -> tuple[list[float], float]:
     moments.append(time.perf_counter())
     pruned, _ = remove(coupling, removed)
     moments.append(time.perf_counter())
-    seconds = [after - before for before, after in zip(moments, moments[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(moments)]
     return seconds, 1 - count_weights(pruned) / count_weights(canonical)
 
 

@@ -20,7 +20,8 @@ from onnx import helper, numpy_helper
 
 from graphprune.calib.stats import FloatArray, Moments
 from graphprune.errors import ModelError
-from graphprune.ir.graph import Graph, Shape
+from graphprune.ir.graph import Graph
+from graphprune.ir.shapes.inference import Shape
 from graphprune.ir.tensors import list_initializers
 
 PREFIX = "graphprune_probe"

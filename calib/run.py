@@ -9,11 +9,11 @@ import numpy as np
 from graphprune.calib.probes import BLOCKED_RANK, Probe, probed
 from graphprune.calib.stats import FloatArray, Key, Moments
 from graphprune.calib.stream import Source
+from graphprune.ir.coupling.units import FROZEN, Coupling
 from graphprune.ir.graph import Graph
 from graphprune.ir.quantized import operand_at
 from graphprune.ir.rectified import rectified
 from graphprune.ir.session import open_session, run_session
-from graphprune.ir.units import FROZEN, Coupling
 
 BATCH_SIZE = 8
 """Samples a run where the model takes any number: activations of so many are in memory at once."""

@@ -15,13 +15,13 @@ from graphprune.calib.stats import Key, Moments
 from graphprune.calib.stream import Source
 from graphprune.errors import TargetError
 from graphprune.ir.cost import count_weights, weights_left
-from graphprune.ir.coupling import couple
+from graphprune.ir.coupling.resizing import SAME, Resized, freed, resized
+from graphprune.ir.coupling.units import BoolArray, Coupling
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.model import Model
-from graphprune.ir.resizing import SAME, Resized, freed, resized
 from graphprune.ir.session import Feeds, ModelLike
 from graphprune.ir.surgery import Kept, remove
-from graphprune.ir.units import BoolArray, Coupling
 from graphprune.passes import compensate, sparsify, trim
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.criteria import Scores, score

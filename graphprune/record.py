@@ -12,14 +12,15 @@ from importlib import metadata
 import numpy as np
 
 from graphprune.calib.stream import Source
-from graphprune.ir.atoms import IdArray, support
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
+from graphprune.ir.coupling.atoms import IdArray, support
+from graphprune.ir.coupling.resizing import SAME, Resized, freed, resized
+from graphprune.ir.coupling.units import BoolArray, Coupling, Declined
 from graphprune.ir.edit import Edit
-from graphprune.ir.graph import Graph, Shape
+from graphprune.ir.graph import Graph
 from graphprune.ir.model import Model, fingerprint
-from graphprune.ir.resizing import SAME, Resized, freed, resized
+from graphprune.ir.shapes.inference import Shape
 from graphprune.ir.surgery import kept_indices
-from graphprune.ir.units import BoolArray, Coupling, Declined
 from graphprune.ledger import (
     CalibrationRecord,
     Change,

@@ -2,9 +2,10 @@
 
 With one balance a round takes one unit of every part. With two that cut across each other (a grouped convolution before
 a channel shuffle, and one behind it) a round must take equal numbers from the parts of both: units are then the edges
-of a bipartite graph between the parts of the one and of the other, and a round is a subgraph of given degrees. Every part
-loses the same share of its positions, which is why such a subgraph exists as long as all of a part's units are free: the
-share itself is a fractional solution, and bipartite degree constraints have whole ones wherever they have any (König).
+of a bipartite graph between the parts of the one and of the other, and a round is a subgraph of given degrees. Every
+part loses the same share of its positions, which is why such a subgraph exists as long as all of a part's units are
+free: the share itself is a fractional solution, and bipartite degree constraints have whole ones wherever they have
+any (König).
 With more balances than two a round takes the same share of every intersection of their parts.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.ir.units import FROZEN
+from graphprune.ir.coupling.units import FROZEN
 
 IntArray = npt.NDArray[np.int64]
 Place = tuple[int, int]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx
 
-from graphprune.ir import lifting, rewrite
+from graphprune.ir.rewriting import lifting, simplify
 
 
 def canonicalize(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,15 +33,15 @@ def canonicalize(proto: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(proto)
     lifting.inline_functions(result)
     lifting.open_bodies(result)
-    rewrite.constants_to_initializers(result)
-    rewrite.unlist_initializers(result)
-    rewrite.fold_constants(result)
+    simplify.constants_to_initializers(result)
+    simplify.unlist_initializers(result)
+    simplify.fold_constants(result)
     while lifting.inline_branches(result):  # what is known then may settle the condition of another If
-        rewrite.fold_constants(result)
-    rewrite.settle_reshapes(result)
-    rewrite.drop_zero_states(result)
-    rewrite.remove_identities(result)
-    rewrite.remove_requantizations(result)
-    rewrite.drop_dead(result)
-    rewrite.unlist_initializers(result)
+        simplify.fold_constants(result)
+    simplify.settle_reshapes(result)
+    simplify.drop_zero_states(result)
+    simplify.remove_identities(result)
+    simplify.remove_requantizations(result)
+    simplify.drop_dead(result)
+    simplify.unlist_initializers(result)
     return result

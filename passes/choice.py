@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.ir.atoms import Reason
-from graphprune.ir.units import FROZEN, BoolArray, Coupling
+from graphprune.ir.coupling.atoms import Reason
+from graphprune.ir.coupling.units import FROZEN, BoolArray, Coupling
 from graphprune.passes.balance import rounds
 from graphprune.passes.criteria import Scores, normalised
 

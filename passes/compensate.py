@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from graphprune.ir.bias import add_to_outputs
-from graphprune.ir.units import BoolArray, Coupling
+from graphprune.ir.coupling.units import BoolArray, Coupling
+from graphprune.ir.rewriting.bias import add_to_outputs
 from graphprune.ir.weights import contracted_matrix
 from graphprune.passes.criteria import Statistics
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.ir.units import FROZEN, BoolArray, Contraction, Coupling, Group
+from graphprune.ir.coupling.units import FROZEN, BoolArray, Contraction, Coupling, Group
 from graphprune.ir.weights import contracted_norms, produced_norms
 
 FloatArray = npt.NDArray[np.float64]

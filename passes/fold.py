@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx
 
-from graphprune.ir import rewrite
+from graphprune.ir.rewriting import simplify
 
 
 def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -26,7 +26,7 @@ def fold(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    while rewrite.fold_batch_normalization(result):  # one may stand behind another
-        rewrite.drop_dead(result)
-    rewrite.unlist_initializers(result)
+    while simplify.fold_batch_normalization(result):  # one may stand behind another
+        simplify.drop_dead(result)
+    simplify.unlist_initializers(result)
     return result

@@ -8,9 +8,10 @@ import onnx
 
 from graphprune.errors import TargetError
 from graphprune.ir.cost import count_nonzero
-from graphprune.ir.graph import Graph, Node
+from graphprune.ir.coupling.units import Contraction
+from graphprune.ir.graph import Graph
+from graphprune.ir.nodes import Node
 from graphprune.ir.tensors import array, replace_values
-from graphprune.ir.units import Contraction
 
 MOVERS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that move a tensor whole."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from graphprune.errors import TargetError
 from graphprune.ir.cost import weights_left
-from graphprune.ir.units import BoolArray, Coupling
+from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.passes.choice import Step, queues, take
 from graphprune.passes.criteria import Scores
 

@@ -14,9 +14,9 @@ from onnx import numpy_helper
 from graphprune.calib.run import calibrate, probes_for
 from graphprune.calib.sources import input_specs, open_source
 from graphprune.calib.stats import Key, Moments
-from graphprune.ir.coupling import couple
+from graphprune.ir.coupling.units import Coupling
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
-from graphprune.ir.units import Coupling
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.criteria import Scores, score
 

@@ -11,10 +11,10 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from graphprune.ir.coupling import couple
+from graphprune.ir.coupling.units import FROZEN, Coupling
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.surgery import Kept, remove
-from graphprune.ir.units import FROZEN, Coupling
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.verify.equivalence import masked
 

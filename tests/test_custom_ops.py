@@ -15,7 +15,7 @@ from onnx import helper
 from graphprune import ModelError, Recipe, RecipeError, prune
 from graphprune.api import as_model, inspect
 from graphprune.comparison import compare
-from graphprune.ir.coupling import couple
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.session import open_session, run_session
 from graphprune.passes.canonicalize import canonicalize

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 
 from graphprune import Recipe, prune
-from graphprune.ir.atoms import support
 from graphprune.ir.cost import count_weights
-from graphprune.ir.units import FROZEN, Coupling
+from graphprune.ir.coupling.atoms import support
+from graphprune.ir.coupling.units import FROZEN, Coupling
 from graphprune.passes.choice import CROSSING
 from graphprune.record import declined_records, reason_records
 from tests import small

@@ -1,8 +1,8 @@
 """Graphs inside graphs: the branches of If, the bodies of Loop and Scan, and what other nodes hold.
 
 A body sees the names around it. Where all names of a model are different, whatever body they are defined in, and all
-initializers are those of the main graph (`graphprune.ir.lifting` makes it so), its bodies are *open*: their nodes can
-be looked at as if they were nodes of the main graph.
+initializers are those of the main graph (`graphprune.ir.rewriting.lifting` makes it so), its bodies are *open*: their
+nodes can be looked at as if they were nodes of the main graph.
 
 Reference: https://github.com/onnx/onnx/blob/main/docs/IR.md#graphs (names within a graph, and outer scope access)
 """

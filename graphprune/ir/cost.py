@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import onnx
 
-from graphprune.ir.equation import parse_equation
-from graphprune.ir.flow import scan_axes
-from graphprune.ir.graph import Dim, Graph, Node, Shape
-from graphprune.ir.lifting import opened
+from graphprune.ir.coupling.units import BoolArray, Coupling
+from graphprune.ir.graph import Graph
+from graphprune.ir.nodes import Node
 from graphprune.ir.quantized import Quantized, operands
+from graphprune.ir.rewriting.lifting import opened
 from graphprune.ir.rules.attention import LAYOUTS
+from graphprune.ir.rules.equation import parse_equation
+from graphprune.ir.shapes.flow import scan_axes
+from graphprune.ir.shapes.inference import Dim, Shape
 from graphprune.ir.tensors import FLOAT_TYPES, array
-from graphprune.ir.units import BoolArray, Coupling
 
 
 def weight_tensors(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, Quantized | None]]:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from graphprune.ir.graph import Graph, Shape
-from graphprune.ir.units import BoolArray, Coupling
+from graphprune.ir.coupling.units import BoolArray, Coupling
+from graphprune.ir.graph import Graph
+from graphprune.ir.shapes.inference import Shape
 
 
 @dataclass

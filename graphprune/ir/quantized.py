@@ -1,7 +1,8 @@
 """Where operators read quantised numbers, and what these mean: value = (stored - zero point) * scale.
 
 References: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, onnx__QLinearConv.html,
-onnx__MatMulInteger.html, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.QLinearAdd and its neighbours
+onnx__MatMulInteger.html,
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import onnx
 from graphprune.ir.tensors import FLOAT_TYPES, array, stored_tensors
 
 if TYPE_CHECKING:
-    from graphprune.ir.graph import Graph, Node
+    from graphprune.ir.graph import Graph
+    from graphprune.ir.nodes import Node
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphprune.ir.graph import Graph, Node
+from graphprune.ir.graph import Graph
+from graphprune.ir.nodes import Node
 from graphprune.ir.quantized import RESULT_ZEROS
 
 CARRIERS = frozenset(

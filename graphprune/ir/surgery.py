@@ -7,13 +7,12 @@ import numpy.typing as npt
 import onnx
 
 from graphprune.ir.bodies import captured
+from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.edit import Edit, kept_extents
-from graphprune.ir.graph import Node
-from graphprune.ir.nodes import rebuilt
-from graphprune.ir.rewrite import drop_dead
+from graphprune.ir.nodes import Node, rebuilt
+from graphprune.ir.rewriting.simplify import drop_dead
 from graphprune.ir.rules import rule_for
 from graphprune.ir.tensors import array, list_initializers, replace_values
-from graphprune.ir.units import BoolArray, Coupling
 
 Kept = dict[str, dict[int, list[int] | list[list[int]]]]
 """For every initializer that lost something, by axis, the indices that stay. Where the indices along an axis differ

@@ -8,10 +8,10 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from graphprune.errors import GraphPruneError
+from graphprune.ir.coupling.units import Contraction
 from graphprune.ir.graph import Graph
 from graphprune.ir.session import open_session, run_session
 from graphprune.ir.tensors import array
-from graphprune.ir.units import Contraction
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 
 from graphprune.errors import EquivalenceError, ModelError
+from graphprune.ir.coupling.resizing import resized
+from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.edit import set_input
-from graphprune.ir.graph import Graph, Node
-from graphprune.ir.nodes import rebuilt
+from graphprune.ir.graph import Graph
+from graphprune.ir.nodes import Node, rebuilt
 from graphprune.ir.quantized import operand_at
-from graphprune.ir.resizing import resized
 from graphprune.ir.session import Feeds, ModelLike, open_session, run_session
 from graphprune.ir.tensors import FLOAT_TYPES
-from graphprune.ir.units import BoolArray, Coupling
 from graphprune.verify.fidelity import RelativeError, relative_error
 
 TOLERANCES: dict[int, float] = {

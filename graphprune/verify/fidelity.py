@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from graphprune.errors import ModelError
-from graphprune.ir.resizing import SAME, Resized
+from graphprune.ir.coupling.resizing import SAME, Resized
 from graphprune.ir.session import Feeds, ModelLike, open_session, run_session
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from graphprune.ir.resizing import SAME, Resized
+from graphprune.ir.coupling.resizing import SAME, Resized
 from graphprune.ir.session import Feeds, ModelLike, open_session, run_session
 from graphprune.ir.tensors import is_large
 from graphprune.verify.statistics import CONFIDENCE, Timings, paired_ratio

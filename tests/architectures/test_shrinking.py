@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from graphprune.ir.cost import count_weights, weights_left
+from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.surgery import remove
-from graphprune.ir.units import BoolArray, Coupling
 from graphprune.passes.criteria import score
 from graphprune.passes.trim import by_fraction
 from tests.architectures.attention import HEADS, WIDTH

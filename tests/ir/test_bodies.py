@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphprune.ir.bodies import all_nodes, are_open
 from graphprune.ir.cost import count_macs, count_weights
 from graphprune.ir.graph import Graph
-from graphprune.ir.lifting import inline_branches, inline_functions, open_bodies, opened
+from graphprune.ir.rewriting.lifting import inline_branches, inline_functions, open_bodies, opened
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.fold import fold
 from tests.bodies import Body, choose, flagged, in_branches, loop_body
@@ -205,6 +205,16 @@ def test_shapes_of_states_hold_by_induction() -> None:
     graph_view = Graph(canonicalize(net.build("a", "b", "c")))
     assert graph_view.shape("state") == ("N", 4, None)
     assert graph_view.shape("sum") == graph_view.shape("more") == (4, 1)
+
+
+def test_what_only_a_dead_node_of_a_body_reads_goes() -> None:
+    net = Net()
+    data = net.relu(net.conv(net.input([2, 3, 4, 4]), 6))
+    net.conv(data, 4)  # read by nothing
+    result = canonicalize(in_branches(net.build(net.conv(data, 2))))
+    assert sum(node.op_type == "Conv" for node in all_nodes(result.graph)) == 4
+    assert sum(len(tensor.dims) == 4 for tensor in result.graph.initializer) == 4
+    assert canonicalize(result).SerializeToString(deterministic=True) == result.SerializeToString(deterministic=True)
 
 
 def test_values_do_not_pass_through_control_flow() -> None:

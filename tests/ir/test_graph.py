@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from graphprune.errors import ModelError
-from graphprune.ir.graph import Graph, infer_shapes, skeleton
+from graphprune.ir.graph import Graph
+from graphprune.ir.shapes.inference import infer_shapes, skeleton
 from tests.nets import Net
 
 

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from graphprune.ir.coupling import couple
+from graphprune.ir.coupling.units import Contraction
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
-from graphprune.ir.units import Contraction
 from graphprune.ir.weights import constant_value, contracted_matrix, contracted_norms, produced_norms
 from tests.nets import Net
 from tests.oracles import coupled, run, values

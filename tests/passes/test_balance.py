@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphprune.ir.units import FROZEN
+from graphprune.ir.coupling.units import FROZEN
 from graphprune.passes.balance import rounds
 
 IntArray = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphprune.ir.units import FROZEN, Coupling
+from graphprune.ir.coupling.units import FROZEN, Coupling
 from graphprune.passes.choice import queues, take
 from graphprune.passes.criteria import Scores, normalised
 from tests.measure import given_scores

@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from graphprune.calib.run import calibrate, probes_for
 from graphprune.calib.sources import input_specs, open_source
-from graphprune.ir.coupling import couple
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.surgery import remove
 from graphprune.passes import compensate

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from graphprune.ir.units import FROZEN
+from graphprune.ir.coupling.units import FROZEN
 from graphprune.passes.criteria import Scores, normalised
 from tests.measure import Array, editable, materialise, replaced, scored
 from tests.nets import Net

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from graphprune.errors import TargetError
 from graphprune.ir.cost import count_weights
+from graphprune.ir.coupling.units import Coupling
 from graphprune.ir.surgery import remove
-from graphprune.ir.units import Coupling
 from graphprune.passes import trim
 from graphprune.passes.choice import Step, queues, take
 from graphprune.passes.criteria import Scores

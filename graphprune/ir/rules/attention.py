@@ -23,12 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import IdArray, Reason, along
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import IdArray, Reason, along
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.coupling.units import Contraction
 from graphprune.ir.edit import Edit, set_attribute
-from graphprune.ir.graph import Node, Shape
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
-from graphprune.ir.units import Contraction
+from graphprune.ir.shapes.inference import Shape
 
 QUERY, KEY, VALUE = range(3)
 

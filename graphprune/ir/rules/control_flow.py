@@ -19,11 +19,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from graphprune.ir.atoms import Reason, support
-from graphprune.ir.coupler import Coupler
-from graphprune.ir.flow import scan_axes
-from graphprune.ir.graph import Body, Node
+from graphprune.ir.coupling.atoms import Reason, support
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.nodes import Body, Node
 from graphprune.ir.rules.rule import Rule
+from graphprune.ir.shapes.flow import scan_axes
 
 
 def couple_if(node: Node, coupler: Coupler) -> Iterator[Body]:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphprune.ir.atoms import IdArray, Reason, along, support
-from graphprune.ir.coupler import Coupler
-from graphprune.ir.equation import Equation, parse_equation
-from graphprune.ir.graph import Node
+from graphprune.ir.coupling.atoms import IdArray, Reason, along, support
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.coupling.units import Contraction
+from graphprune.ir.nodes import Node
+from graphprune.ir.rules.equation import Equation, parse_equation
 from graphprune.ir.rules.rule import Rule
-from graphprune.ir.units import Contraction
 
 Place = tuple[int, int]
 """An operand's slot and axis."""

@@ -8,8 +8,8 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 
 from __future__ import annotations
 
-from graphprune.ir.coupler import Coupler
-from graphprune.ir.graph import Node
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 
 UNARY = [

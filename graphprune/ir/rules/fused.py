@@ -5,8 +5,8 @@ Reference: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperat
 
 from __future__ import annotations
 
-from graphprune.ir.coupler import Coupler
-from graphprune.ir.graph import Node
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.convolution import couple_conv, patch_conv
 from graphprune.ir.rules.rule import Rule
 

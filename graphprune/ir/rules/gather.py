@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import IdArray, Reason, support
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import IdArray, Reason, support
+from graphprune.ir.coupling.coupler import Coupler
 from graphprune.ir.edit import Edit, set_input
-from graphprune.ir.graph import Node
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 
 

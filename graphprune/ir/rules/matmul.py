@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphprune.ir.atoms import IdArray, Reason, along, support
-from graphprune.ir.coupler import Coupler
-from graphprune.ir.graph import Node
+from graphprune.ir.coupling.atoms import IdArray, Reason, along, support
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.coupling.units import Contraction
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
-from graphprune.ir.units import Contraction
 
 Axes = tuple[int, int]
 """Of an operand, the axis that is summed over and the one that passes into the output."""

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import IdArray, Reason, support
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import IdArray, Reason, support
+from graphprune.ir.coupling.coupler import Coupler
 from graphprune.ir.edit import Edit, drop_attribute, set_attribute, set_input
-from graphprune.ir.graph import Node
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 from graphprune.ir.rules.shape import freeze_targets
-from graphprune.ir.targets import FAR, pads_by_axis, slice_cuts
+from graphprune.ir.shapes.targets import FAR, pads_by_axis, slice_cuts
 
 WHOLE = slice(0, FAR, 1)
 UNPADDED = (0, 0)

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import onnx
 
-from graphprune.ir.atoms import Reason
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import Reason
+from graphprune.ir.coupling.coupler import Coupler
 from graphprune.ir.edit import Edit, set_attribute
-from graphprune.ir.graph import Node
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import Reason, along
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import Reason, along
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.coupling.units import Contraction
 from graphprune.ir.edit import Edit, set_attribute
-from graphprune.ir.graph import Node, Shape
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.attention import Heads, join_heads, join_mask, lay_out, split_merged
 from graphprune.ir.rules.rule import Rule
-from graphprune.ir.units import Contraction
+from graphprune.ir.shapes.inference import Shape
 
 PAST, MASK = 4, 5
 """Input slots of what has been cached, [2, batch, heads, steps, dimensions], and of its mask."""

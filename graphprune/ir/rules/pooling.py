@@ -5,8 +5,8 @@ Reference: https://onnx.ai/onnx/operators/onnx__MaxPool.html and its neighbours
 
 from __future__ import annotations
 
-from graphprune.ir.coupler import Coupler
-from graphprune.ir.graph import Node
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from graphprune.ir.atoms import Reason
-from graphprune.ir.coupler import Coupler
-from graphprune.ir.graph import Node
+from graphprune.ir.coupling.atoms import Reason
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 
 Axes = Callable[[Node, Coupler, int], set[int] | None]

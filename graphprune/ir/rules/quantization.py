@@ -23,14 +23,14 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import Reason, support
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import Reason, support
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.coupling.units import Contraction
 from graphprune.ir.edit import Edit
-from graphprune.ir.graph import Node
+from graphprune.ir.nodes import Node
 from graphprune.ir.quantized import Operand, operands
 from graphprune.ir.rules import convolution, elementwise, matmul, movement, pooling
 from graphprune.ir.rules.rule import Rule
-from graphprune.ir.units import Contraction
 
 ALL_AT_ONCE = "what its scales belong to is not known"
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import IdArray, Reason
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import IdArray, Reason
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.coupling.units import Contraction
 from graphprune.ir.edit import Edit, set_attribute
-from graphprune.ir.graph import Node
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
-from graphprune.ir.units import Contraction
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 INPUT, WEIGHT, RECURRENCE, BIAS, LENGTHS, STATE, CELL, PEEPHOLE = range(8)

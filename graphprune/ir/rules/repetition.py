@@ -11,13 +11,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import IdArray, Reason, along, lift, support
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import IdArray, Reason, along, lift, support
+from graphprune.ir.coupling.coupler import Coupler
 from graphprune.ir.edit import Edit
-from graphprune.ir.entries import is_number
-from graphprune.ir.graph import Node, Shape
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 from graphprune.ir.rules.shape import freeze_targets
+from graphprune.ir.shapes.entries import is_number
+from graphprune.ir.shapes.inference import Shape
 
 
 def couple_expand(node: Node, coupler: Coupler) -> None:

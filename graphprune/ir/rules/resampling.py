@@ -13,13 +13,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import Reason
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import Reason
+from graphprune.ir.coupling.coupler import Coupler
 from graphprune.ir.edit import Edit
-from graphprune.ir.entries import is_number
-from graphprune.ir.graph import Node
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 from graphprune.ir.rules.shape import freeze_targets
+from graphprune.ir.shapes.entries import is_number
 
 SIZES = 3
 

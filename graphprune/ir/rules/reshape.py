@@ -2,8 +2,8 @@
 
 Source and target shape are cut into the smallest blocks of equal size, and ids are reshaped block by block, as data
 is. Merging C, H and W repeats each channel's id H*W times. Splitting C into (a, b) lays its ids out over two axes, and
-what is done with them next decides (see `graphprune.ir.splits`): moved back onto one axis they are a shuffle, merged
-with others or used apart they are rows and columns.
+what is done with them next decides (see `graphprune.ir.coupling.splits`): moved back onto one axis they are a shuffle,
+merged with others or used apart they are rows and columns.
 
 Reference: https://onnx.ai/onnx/operators/onnx__Reshape.html
 """
@@ -16,13 +16,14 @@ from itertools import pairwise, takewhile
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import IdArray, Reason, collapse, support
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import IdArray, Reason, collapse, support
+from graphprune.ir.coupling.coupler import Coupler
 from graphprune.ir.edit import Edit, set_attribute, set_input
-from graphprune.ir.entries import is_number
-from graphprune.ir.graph import Dim, Node, Shape
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 from graphprune.ir.rules.shape import freeze_targets
+from graphprune.ir.shapes.entries import is_number
+from graphprune.ir.shapes.inference import Dim, Shape
 
 Block = tuple[range, range]
 """Neighbouring axes of the source, and those of the target that hold the same elements."""

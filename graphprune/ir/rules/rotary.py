@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import onnx
 
-from graphprune.ir.atoms import Reason
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import Reason
+from graphprune.ir.coupling.coupler import Coupler
 from graphprune.ir.edit import Edit, set_attribute
-from graphprune.ir.graph import Node, Shape
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.attention import kept_heads, split_heads
 from graphprune.ir.rules.rule import Rule
+from graphprune.ir.shapes.inference import Shape
 
 CACHE = {"RotaryEmbedding": 1, "com.microsoft.RotaryEmbedding": 2}
 """Input slot of the cosines [steps, half of the dimensions that are turned]."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import onnx
 
 if TYPE_CHECKING:
-    from graphprune.ir.coupler import Coupler
+    from graphprune.ir.coupling.coupler import Coupler
     from graphprune.ir.edit import Edit
-    from graphprune.ir.graph import Body, Node
+    from graphprune.ir.nodes import Body, Node
 
 
 class Rule(NamedTuple):

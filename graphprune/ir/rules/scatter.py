@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from graphprune.ir.atoms import Reason
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import Reason
+from graphprune.ir.coupling.coupler import Coupler
 from graphprune.ir.edit import Edit, set_input
-from graphprune.ir.graph import Node, Shape
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
+from graphprune.ir.shapes.inference import Shape
 
 Places = npt.NDArray[np.int64]
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from graphprune.ir.atoms import Reason
-from graphprune.ir.coupler import Coupler
+from graphprune.ir.coupling.atoms import Reason
+from graphprune.ir.coupling.coupler import Coupler
 from graphprune.ir.edit import Edit
-from graphprune.ir.graph import Node
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 
 

@@ -8,9 +8,9 @@ Reference: https://onnx.ai/onnx/operators/onnx__Softmax.html
 
 from __future__ import annotations
 
-from graphprune.ir.atoms import Reason
-from graphprune.ir.coupler import Coupler
-from graphprune.ir.graph import Node
+from graphprune.ir.coupling.atoms import Reason
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
 
 

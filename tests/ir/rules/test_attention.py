@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graphprune.ir.coupling.units import Coupling
 from graphprune.ir.surgery import remove
-from graphprune.ir.units import Coupling
 from tests.nets import Extent, Net
 from tests.oracles import (
     assert_close,

@@ -14,7 +14,7 @@ from graphprune.calib.run import calibrate, probes_for
 from graphprune.calib.sources import input_specs, open_source
 from graphprune.ir.bodies import FIRST_OPEN
 from graphprune.ir.cost import count_weights, weights_left
-from graphprune.ir.units import Coupling
+from graphprune.ir.coupling.units import Coupling
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.compensate import plan
 from graphprune.passes.criteria import score

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from graphprune.ir.coupling.units import FROZEN
 from graphprune.ir.rules.elementwise import BROADCAST, UNARY
-from graphprune.ir.units import FROZEN
 from tests.nets import Net
 from tests.oracles import all_groups, assert_exact, coupled, reasons, units_on
 

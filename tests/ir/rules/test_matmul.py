@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
+from graphprune.ir.coupling.units import FROZEN, Coupling
 from graphprune.ir.surgery import remove
-from graphprune.ir.units import FROZEN, Coupling
 from graphprune.verify.equivalence import masked
 from tests.nets import Extent, Net
 from tests.oracles import (

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from graphprune.ir.units import FROZEN
+from graphprune.ir.coupling.units import FROZEN
 from tests.nets import Net
 from tests.oracles import assert_exact, check_removal, coupled, feeds, reasons, removal, units_on, values
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from graphprune.ir.units import FROZEN
+from graphprune.ir.coupling.units import FROZEN
 from tests.nets import Extent, Net
 from tests.oracles import assert_close, assert_exact, check_removal, coupled, feeds, reasons, removal, run, units_on
 

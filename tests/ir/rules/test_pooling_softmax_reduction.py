@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import pytest
 
-from graphprune.ir.units import FROZEN
+from graphprune.ir.coupling.units import FROZEN
 from tests.nets import Net
 from tests.oracles import assert_exact, coupled, reasons, units_on
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from graphprune.ir.units import FROZEN
+from graphprune.ir.coupling.units import FROZEN
 from tests.nets import Extent, Net
 from tests.oracles import assert_exact, coupled, reasons, units_on
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graphprune.ir.coupling.units import FROZEN
 from graphprune.ir.rules.reshape import blocks
-from graphprune.ir.units import FROZEN
 from tests.nets import Net
 from tests.oracles import assert_exact, check_removal, coupled, feeds, reasons, removal, units_on, values
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from graphprune.ir.bias import add_to_outputs
 from graphprune.ir.graph import Graph
+from graphprune.ir.rewriting.bias import add_to_outputs
 from tests.nets import Net
 from tests.oracles import feeds, run
 

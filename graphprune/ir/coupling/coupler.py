@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from graphprune.ir.atoms import Atoms, IdArray, Ids, Reason, along, lift, support
-from graphprune.ir.graph import Graph, Node, Shape
-from graphprune.ir.splits import Splits
-from graphprune.ir.units import Contraction
+from graphprune.ir.coupling.atoms import Atoms, IdArray, Ids, Reason, along, lift, support
+from graphprune.ir.coupling.splits import Splits
+from graphprune.ir.coupling.units import Contraction
+from graphprune.ir.graph import Graph
+from graphprune.ir.nodes import Node
+from graphprune.ir.shapes.inference import Shape
 
 
 class Coupler:

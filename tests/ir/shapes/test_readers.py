@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 
 from graphprune.ir.graph import Graph
-from graphprune.ir.readers import demanded_shapes
+from graphprune.ir.shapes.readers import demanded_shapes
 from tests.nets import Net
 
 

@@ -11,11 +11,11 @@ from onnx import TensorProto, helper
 
 from graphprune.calib.run import calibrate, probes_for
 from graphprune.calib.sources import input_specs, open_source
-from graphprune.ir.coupling import couple
+from graphprune.ir.coupling.units import FROZEN
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.rules import RULES
 from graphprune.ir.surgery import remove
-from graphprune.ir.units import FROZEN
 from graphprune.passes import compensate, criteria, sparsify
 from graphprune.verify.equivalence import masked
 from tests.nets import Net

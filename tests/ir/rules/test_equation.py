@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphprune.ir.equation import Equation, parse_equation
+from graphprune.ir.rules.equation import Equation, parse_equation
 
 CASES = [
     ("ij,jk->ik", [(2, 3), (3, 4)]),

@@ -20,8 +20,9 @@ import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from graphprune.ir.atoms import Atoms, IdArray, outermost_first, support
-from graphprune.ir.graph import Graph, Node
+from graphprune.ir.coupling.atoms import Atoms, IdArray, outermost_first, support
+from graphprune.ir.graph import Graph
+from graphprune.ir.nodes import Node
 
 STAND_INS = (2, 3, 5, 7, 11, 13)
 """Extents that stand for symbols when a shuffle is tried out."""

@@ -8,7 +8,8 @@ import onnx
 from onnx import numpy_helper
 
 from graphprune.ir.edit import set_input
-from graphprune.ir.graph import Graph, Node
+from graphprune.ir.graph import Graph
+from graphprune.ir.nodes import Node
 from graphprune.ir.tensors import array, list_initializers, replace_values
 
 FloatArray = npt.NDArray[np.float64]

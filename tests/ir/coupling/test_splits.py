@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from graphprune.ir.coupling.units import Coupling
 from graphprune.ir.surgery import remove
-from graphprune.ir.units import Coupling
 from graphprune.passes.choice import queues
 from graphprune.passes.criteria import score
 from tests.nets import Extent, Net

@@ -12,11 +12,11 @@ import pytest
 from onnx import TensorProto
 
 from graphprune.errors import RecipeError
-from graphprune.ir.coupling import couple
+from graphprune.ir.coupling.resizing import SAME, Freed, freed, resized
+from graphprune.ir.coupling.units import BoolArray, Coupling
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
-from graphprune.ir.resizing import SAME, Freed, freed, resized
 from graphprune.ir.surgery import remove
-from graphprune.ir.units import BoolArray, Coupling
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.verify.equivalence import masked
 from tests.nets import Net

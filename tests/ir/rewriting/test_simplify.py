@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from onnx import TensorProto, helper, numpy_helper
 
-from graphprune.ir import rewrite
-from graphprune.ir.folding import constant_values
+from graphprune.ir.rewriting import simplify
+from graphprune.ir.rewriting.folding import constant_values
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.fold import fold
 from tests.nets import Net
@@ -78,7 +78,7 @@ def test_integer_constants_become_initializers(name: str, value: Any) -> None:
     output = helper.make_tensor_value_info("y", TensorProto.INT64, list(np.shape(value)))
     graph = helper.make_graph([node, helper.make_node("Neg", ["k"], ["y"])], "net", [], [output])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    assert rewrite.constants_to_initializers(model) == 1
+    assert simplify.constants_to_initializers(model) == 1
     assert values(model)["k"].tolist() == value
     assert values(model)["k"].dtype == np.int64
 
@@ -215,7 +215,7 @@ def test_dead_nodes_and_initializers_go() -> None:
     net.relu(net.conv(data, 7))
     net.initializer(np.zeros(3), "unused")
     model = net.build(net.conv(data, 2))
-    assert rewrite.drop_dead(model) == 5
+    assert simplify.drop_dead(model) == 5
     assert [t.name for t in model.graph.initializer] == ["w_1", "b_1"]
     assert [v.name for v in model.graph.input] == ["x_0", "w_1", "b_1"]
     assert operators(model) == {"Conv": 1}
@@ -296,7 +296,7 @@ def test_a_constant_output_s_initializer_takes_a_name_that_is_free() -> None:
     shapes = [first, net.input([2], f"{first}_value"), net.input([2], f"{first}_value_")]
     model = net.build(first, net.add(*shapes, op="Sum"))
     before = run(model, feeds(model))
-    assert rewrite.constants_to_initializers(model) == 1
+    assert simplify.constants_to_initializers(model) == 1
     onnx.checker.check_model(model, full_check=True)
     assert_close(before, run(model, feeds(model)))
 
@@ -317,8 +317,8 @@ def test_requantisations_between_two_moves(other: tuple[float, int], read: str, 
     outputs = [step(net.transpose(between, [0, 2, 1]), *other), *([net.relu(between)] if read == "relu" else [])]
     model = net.build(*outputs)
     before = run(model, feeds(model), optimised=False)
-    assert rewrite.remove_requantizations(model) == removed
-    rewrite.drop_dead(model)
+    assert simplify.remove_requantizations(model) == removed
+    simplify.drop_dead(model)
     onnx.checker.check_model(model, full_check=True)
     assert operators(model)["QuantizeLinear"] == 3 - removed
     for name, value in run(model, feeds(model), optimised=False).items():

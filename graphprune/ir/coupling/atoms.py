@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.ir.resolving import Resolved, resolve
+from graphprune.ir.coupling.resolving import Resolved, resolve
 
 IdArray = npt.NDArray[np.int64]
 Ids = tuple[IdArray, ...]

@@ -12,9 +12,10 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphprune.errors import ModelError
 from graphprune.ir.bodies import defined, drop_nodes, open_graphs
-from graphprune.ir.entries import numbers
-from graphprune.ir.graph import Graph, infer_shapes, skeleton
+from graphprune.ir.graph import Graph
 from graphprune.ir.session import quiet_sessions
+from graphprune.ir.shapes.entries import numbers
+from graphprune.ir.shapes.inference import infer_shapes, skeleton
 
 ROUNDS = 3
 """Each round of folding lets shape inference see further, which lets the next fold more."""

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphprune.ir.atoms import Atoms, IdArray, Reason, along, collapse, lift, support
+from graphprune.ir.coupling.atoms import Atoms, IdArray, Reason, along, collapse, lift, support
 
 WHY = Reason("node", "Op", "because")
 LATER = Reason("other", "Op", "another reason")

@@ -13,9 +13,10 @@ from onnx import numpy_helper
 
 from graphprune.ir.bodies import DEFAULT_DOMAINS, defined, drop_nodes, open_graphs, rename_inputs, replace_nodes
 from graphprune.ir.edit import drop_attribute, set_input
-from graphprune.ir.folding import constant_values
-from graphprune.ir.graph import Graph, Node
-from graphprune.ir.targets import constant_target
+from graphprune.ir.graph import Graph
+from graphprune.ir.nodes import Node
+from graphprune.ir.rewriting.folding import constant_values
+from graphprune.ir.shapes.targets import constant_target
 from graphprune.ir.tensors import FIRST_WITHOUT_INPUTS, array, list_initializers, replace_values
 
 MOVES = ("Reshape", "Transpose")
@@ -169,7 +170,9 @@ def drop_dead(proto: onnx.ModelProto) -> int:
     dead = 0
     for node in reversed(graph.nodes):
         if needed.intersection(node.outputs):
-            needed.update(node.reads)
+            # What an open body captures is needed where a node in it that is alive reads it.
+            results = [name for body in node.bodies.values() for name in body.outputs]
+            needed.update((*node.inputs, *results) if node.bodies else node.reads)
         else:
             dead += 1
     if dead:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.errors import RecipeError
+from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.graph import Graph
 from graphprune.ir.surgery import take
-from graphprune.ir.units import BoolArray, Coupling
 
 OPTION = "--allow-resize"
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.ir.atoms import IdArray, Reason, collapse, support
-from graphprune.ir.graph import Graph, Node
-from graphprune.ir.resolving import Resolved
-from graphprune.ir.splits import Shuffle
+from graphprune.ir.coupling.atoms import IdArray, Reason, collapse, support
+from graphprune.ir.coupling.resolving import Resolved
+from graphprune.ir.coupling.splits import Shuffle
+from graphprune.ir.graph import Graph
+from graphprune.ir.nodes import Node
 
 if TYPE_CHECKING:
-    from graphprune.ir.coupler import Coupler
+    from graphprune.ir.coupling.coupler import Coupler
 
 FROZEN = -1
 """Unit number of a position that must stay."""

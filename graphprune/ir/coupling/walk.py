@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphprune.ir.atoms import Reason, along
-from graphprune.ir.coupler import Coupler
-from graphprune.ir.graph import Graph, Node
+from graphprune.ir.coupling.atoms import Reason, along
+from graphprune.ir.coupling.coupler import Coupler
+from graphprune.ir.coupling.units import Coupling, number_units
+from graphprune.ir.graph import Graph
+from graphprune.ir.nodes import Node
 from graphprune.ir.rules import rule_for
-from graphprune.ir.units import Coupling, number_units
 
 
 def couple(graph: Graph, resizable: frozenset[str] = frozenset(), states: Sequence[tuple[str, str]] = ()) -> Coupling:

@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from graphprune.ir.contrib import STAND_INS, with_stand_ins
-from graphprune.ir.graph import Graph, skeleton
+from graphprune.ir.graph import Graph
+from graphprune.ir.shapes.inference import skeleton
+from graphprune.ir.shapes.stand_ins import STAND_INS, with_stand_ins
 from tests.nets import Net
 from tests.oracles import feeds, run
 

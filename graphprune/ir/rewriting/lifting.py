@@ -21,7 +21,7 @@ from graphprune.ir.bodies import (
     replace_nodes,
     subgraphs,
 )
-from graphprune.ir.graph import skeleton
+from graphprune.ir.shapes.inference import skeleton
 from graphprune.ir.tensors import array
 
 FIXED = 2
@@ -58,7 +58,7 @@ def inline_functions(proto: onnx.ModelProto) -> int:
 def open_bodies(proto: onnx.ModelProto) -> int:
     """Give what bodies define names of its own, and make their initializers those of the main graph.
 
-    What an exporter noted of shapes inside is dropped: they are inferred (`graphprune.ir.flow`).
+    What an exporter noted of shapes inside is dropped: they are inferred (`graphprune.ir.shapes.flow`).
     """
     inside = list(bodies(proto.graph))
     if inside:

@@ -1,7 +1,7 @@
 """Shapes that the graph computes: what operators make whose target, bounds, pads or repeats are no constants.
 
 ONNX's shape inference gives up all extents of most of them as soon as one entry is not known; here every entry that is
-known counts (see `graphprune.ir.entries`).
+known counts (see `graphprune.ir.shapes.entries`).
 
 References: https://onnx.ai/onnx/operators/onnx__Reshape.html, onnx__Expand.html, onnx__Resize.html, onnx__Slice.html,
 onnx__Pad.html, onnx__Tile.html, onnx__ConstantOfShape.html
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphprune.ir.entries import Entries, Shapes, find_entries
+from graphprune.ir.shapes.entries import Entries, Shapes, find_entries
 
 Dim = int | str | None
 Found = Mapping[str, Entries]

@@ -1,0 +1,1 @@
+"""Which positions must go together: atoms and their joins, units, groups, constraints (DESIGN section 2)."""

@@ -1,0 +1,1 @@
+"""Rewrites that leave the function of a model as it is."""

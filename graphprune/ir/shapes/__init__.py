@@ -1,0 +1,1 @@
+"""Shapes of tensors, and what the graph computes of shapes: beyond what ONNX infers."""
