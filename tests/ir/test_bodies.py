@@ -212,7 +212,7 @@ def test_what_only_a_dead_node_of_a_body_reads_goes() -> None:
     data = net.relu(net.conv(net.input([2, 3, 4, 4]), 6))
     net.conv(data, 4)  # read by nothing
     result = canonicalize(in_branches(net.build(net.conv(data, 2))))
-    assert sum(node.op_type == "Conv" for node in all_nodes(result.graph)) == 4
+    assert sum(node.op_type == "Conv" for node in all_nodes(result)) == 4
     assert sum(len(tensor.dims) == 4 for tensor in result.graph.initializer) == 4
     assert canonicalize(result).SerializeToString(deterministic=True) == result.SerializeToString(deterministic=True)
 

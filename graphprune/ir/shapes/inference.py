@@ -38,9 +38,9 @@ def infer_shapes(proto: onnx.ModelProto, input_shapes: Mapping[str, Shape] | Non
     -------
     onnx.ModelProto
         A skeleton (see `skeleton`) with inferred ``value_info``, its control flow laid flat
-        (`graphprune.ir.shapes.flow`). What the exporter noted there counts where it does not contradict what is inferred without it: ONNX Runtime
-        takes stale notes, too. Where nothing is inferred nor noted, what a tensor's readers demand counts
-        (`graphprune.ir.shapes.readers`).
+        (`graphprune.ir.shapes.flow`). What the exporter noted there counts where it does not contradict what is
+        inferred without it: ONNX Runtime takes stale notes, too. Where nothing is inferred nor noted, what a tensor's
+        readers demand counts (`graphprune.ir.shapes.readers`).
 
     Raises
     ------
