@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from graphprune import record
-from graphprune.calib.sources import SourceLike, input_specs, open_source
+from graphprune.calib.sources import SourceLike
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.model import Model, from_proto, load
@@ -23,6 +23,7 @@ from graphprune.pipeline import (
     analyse,
     build,
     choose,
+    source_for,
     trial_error,
     verify,
 )
@@ -100,7 +101,7 @@ def prune(
     """
     demand_recipe(recipe)
     original = as_model(model)
-    source = open_source(calibration, input_specs(original.proto), seed=recipe.seed)
+    source = source_for(original, recipe, calibration)
     watch = Stopwatch()
     analysis = analyse(original, recipe, source, watch, progress)
     with watch.time("choose"):
@@ -141,7 +142,7 @@ def inspect(
     """
     demand_recipe(recipe)
     original = as_model(model)
-    source = open_source(calibration, input_specs(original.proto), seed=recipe.seed)
+    source = source_for(original, recipe, calibration)
     analysis = analyse(original, recipe, source, Stopwatch(), progress)
     named = take(analysis.coupling, trim.by_threshold(analysis.coupling, analysis.scores))
     alone = record.left_alone(analysis)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphprune import record
-from graphprune.calib.sources import InputSpec, SourceLike, input_specs, open_source
+from graphprune.calib.sources import InputSpec, SourceLike, input_specs
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.model import Model
 from graphprune.ledger import Change, FileRecord
 from graphprune.passes.canonicalize import canonicalize
-from graphprune.pipeline import compare_runs
+from graphprune.pipeline import compare_runs, source_for
 from graphprune.recipe import Recipe, demand_recipe
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate, check_gates
@@ -69,7 +69,7 @@ def compare(before: Model, after: Model, recipe: Recipe, calibration: SourceLike
     demand_recipe(recipe)
     specs = input_specs(before.proto)
     _demand_same_inputs(specs, input_specs(after.proto))
-    source = open_source(calibration, specs, seed=recipe.seed)
+    source = source_for(before, recipe, calibration)
     feeds = next(iter(source.subset(1).batches(1)))
     shapes = record.one_sample_shapes(source)
     models = before.path or before.proto, after.path or after.proto

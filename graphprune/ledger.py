@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from graphprune.ir.publication import write_text
-from graphprune.verify.fidelity import Fidelity, RelativeError
+from graphprune.verify.equivalence import Proof
+from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate
 from graphprune.verify.latency import Latency
 
@@ -210,7 +211,7 @@ class Ledger:
     declined: list[DeclinedRecord]
     reasons: list[ReasonRecord]
     latency: Latency
-    equivalence: RelativeError
+    equivalence: Proof
     fidelity: Fidelity
     gates: list[Gate]
     resized: dict[str, ResizedRecord] = field(default_factory=dict)

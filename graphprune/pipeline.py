@@ -11,24 +11,26 @@ import numpy as np
 import onnx
 
 from graphprune.calib.run import calibrate, probes_for
+from graphprune.calib.sources import SourceLike, input_specs, open_source
 from graphprune.calib.stats import Key, Moments
 from graphprune.calib.stream import Source
-from graphprune.errors import TargetError
+from graphprune.calib.synthetic import FREE_SIZES, free_sizes, random_source
+from graphprune.errors import ModelError, TargetError
 from graphprune.ir.cost import count_weights, weights_left
 from graphprune.ir.coupling.resizing import SAME, Resized, freed, resized
 from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.model import Model
-from graphprune.ir.session import Feeds, ModelLike
+from graphprune.ir.session import Feeds, ModelLike, open_session, run_session
 from graphprune.ir.surgery import Kept, remove
 from graphprune.passes import compensate, sparsify, trim
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.criteria import Scores, score
 from graphprune.passes.fold import fold
 from graphprune.recipe import Recipe
-from graphprune.verify.equivalence import check_canonical, check_equivalence
-from graphprune.verify.fidelity import Fidelity, RelativeError, compare_outputs
+from graphprune.verify.equivalence import Proof, check_canonical, check_equivalence
+from graphprune.verify.fidelity import Fidelity, compare_outputs
 from graphprune.verify.gate import drop
 from graphprune.verify.latency import Latency, compare_latency
 
@@ -88,7 +90,7 @@ class Pass:
 class Verification:
     """How original and result compare."""
 
-    equivalence: RelativeError
+    equivalence: Proof
     fidelity: Fidelity
     latency: Latency
 
@@ -135,6 +137,22 @@ class Stopwatch:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def source_for(original: Model, recipe: Recipe, calibration: SourceLike) -> Source:
+    """Open the calibration data; without any, make random inputs, of the first free size that the model runs on."""
+    specs = input_specs(original.proto)
+    if calibration is not None or not free_sizes(specs):
+        return open_source(calibration, specs, seed=recipe.seed)
+    sources = [random_source(specs, recipe.seed, free_size=size) for size in FREE_SIZES]
+    for source in sources:
+        try:
+            session = open_session(original.path or original.proto, custom_ops=recipe.custom_ops)
+            run_session(session, next(iter(source.batches(BATCH_SIZE))))
+        except ModelError:
+            continue
+        return source
+    return sources[0]  # the error that it leads to is the one to show
 
 
 def analyse(

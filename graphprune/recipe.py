@@ -94,7 +94,7 @@ def demand_recipe(recipe: object) -> None:
     """
     if not isinstance(recipe, Recipe):
         raise RecipeError(
-            f"what to do must be a graphprune.Recipe, not a {type(recipe).__name__}",
+            f"the recipe must be a graphprune.Recipe, not a {type(recipe).__name__}",
             where="recipe",
             hint="give Recipe(target=0.9), for example",
         )
@@ -122,7 +122,7 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     known = {field.name for field in fields(Recipe)}
     for key, value in values.items():
         if key not in known:
-            raise RecipeError(f"a recipe has no {key!r}", where=str(path), hint=f"it has {sorted(known)}")
+            raise RecipeError(f"a recipe has no {key!r}", where=str(path), hint=f"it has {', '.join(sorted(known))}")
         _demand(key, value)
     return values
 
@@ -171,7 +171,7 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: 0 <= value <= 1 if _number(value) else isinstance(value, str) and value == "auto",
         '"auto", or from 0 to 1',
     ),
-    "criterion": (lambda value: isinstance(value, str) and value in CRITERIA, f"one of {CRITERIA}"),
+    "criterion": (lambda value: isinstance(value, str) and value in CRITERIA, f"one of {', '.join(CRITERIA)}"),
     "recover": (lambda value: isinstance(value, bool), "true or false"),
     "max_latency_ratio": (lambda value: _number(value) and 0 < value <= sys.float_info.max, "above 0"),
     "max_drop": (lambda value: _number(value) and 0 <= value <= 1, "from 0 to 1"),

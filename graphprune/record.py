@@ -51,6 +51,10 @@ UNLIKE = (
     "input {entry!r} and output {result!r} had one shape, and keep different positions: to feed one back from the "
     "other, free them together as --allow-resize {entry}={result}"
 )
+UNPROVEN = (
+    "the proof says nothing of {outputs}: on the calibration data it ran on, all values of such an output are the same "
+    "up to rounding; give data that the model responds to (--calib)"
+)
 NO_UNITS = "no unit of this model can be removed: {reasons}; graphprune inspect names every axis"
 
 
@@ -106,6 +110,7 @@ def record(
             *notes(source),
             *_no_units(analysis, recipe),
             *_held_back(analysis, removed, recipe),
+            *_unproven(removed, verification),
             *_unlike(coupling, change, recipe),
         ],
         seconds={name: round(value, 4) for name, value in watch.seconds.items()},
@@ -260,6 +265,14 @@ def _held_back(analysis: Analysis, removed: BoolArray, recipe: Recipe) -> list[s
     steps = trim.by_threshold(analysis.coupling, analysis.scores)
     named, gone = sum(len(step.units) for step in steps), int(removed.sum())
     return [HELD_BACK.format(named=named, removed=gone)] if gone < named else []
+
+
+def _unproven(removed: BoolArray, verification: Verification) -> list[str]:
+    """Say which outputs show nothing of what was removed."""
+    constant = verification.equivalence.constant
+    if not removed.any() or not constant:
+        return []
+    return [UNPROVEN.format(outputs=", ".join(f"output {name!r}" for name in constant))]
 
 
 def calibration_record(source: Source) -> CalibrationRecord:

@@ -45,13 +45,13 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
         f"removed {removed:,} of {units:,} units in {len(ledger.groups)} groups, zeroed {weights.zeroed:,} weights: "
         f"sparsity {weights.sparsity:.4f}",
     )
-    _say(console, f"proof: relative error {ledger.equivalence.max_rel:.1e} against the masked original")
+    _say(console, _proof(ledger))
     for name, change in ledger.resized.items():
         _say(console, escape(f"resized {name}: {_shape(change.before)} -> {_shape(change.after)}"))
     _print_fidelity(ledger.fidelity, ledger.calibration.source, console)
     _print_gates(ledger.gates, ledger.notes, console)
     if verbose:
-        _print_groups(ledger.groups, console)
+        _print_groups(ledger.groups, console, "removed")
         _print_declined(ledger.reasons, ledger.declined, console, shown=sys.maxsize)
     if ledger.output.path:
         _say(console, f"wrote {escape(ledger.output.path)}")
@@ -64,8 +64,12 @@ def print_inspection(inspection: Inspection, console: Console, *, verbose: bool 
         f"{inspection.weights:,} weights, {inspection.macs:,} MACs, {len(inspection.groups)} groups of "
         f"{sum(group.size for group in inspection.groups):,} units",
     )
-    _print_groups(inspection.groups, console, axes=verbose)
+    _print_groups(inspection.groups, console, "over the rule", axes=verbose)
     _print_declined(inspection.reasons, inspection.declined, console, shown=sys.maxsize if verbose else SHOWN)
+    if any(reason.reason.startswith(("graph input", "graph output")) for reason in inspection.reasons):
+        _say(
+            console, "--allow-resize NAME lets a graph input or output lose positions, IN=OUT a state that is fed back"
+        )
     _print_gates([], inspection.notes, console)
 
 
@@ -92,6 +96,14 @@ def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
+def _proof(ledger: Ledger) -> str:
+    constant, outputs = len(ledger.equivalence.constant), len(ledger.fidelity.outputs)
+    if constant and constant == outputs:
+        return "proof: none, as every output is constant on the calibration data"
+    aside = f", {constant} of {outputs} outputs aside, which are constant" if constant else ""
+    return f"proof: relative error {ledger.equivalence.max_rel:.1e} against the masked original{aside}"
+
+
 def _shape(extents: Iterable[int | str | None]) -> str:
     return f"[{', '.join('?' if extent is None else str(extent) for extent in extents)}]"
 
@@ -99,7 +111,7 @@ def _shape(extents: Iterable[int | str | None]) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 else "right")
+        table.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
     return table
 
 
@@ -133,8 +145,9 @@ def _print_gates(gates: Iterable[Gate], notes: Iterable[str], console: Console) 
         _say(console, escape(note))
 
 
-def _print_groups(groups: Iterable[GroupRecord], console: Console, *, axes: bool = False) -> None:
-    table = _table("group", "units", "criterion", "mean", "max", "over the rule")
+def _print_groups(groups: Iterable[GroupRecord], console: Console, named: str, *, axes: bool = False) -> None:
+    """Print a line a group; ``named`` says what became of the units that its record calls removed."""
+    table = _table("group", "units", "criterion", "mean", "max", named)
     for group in groups:
         scores = np.array(group.score)
         table.add_row(
@@ -145,7 +158,8 @@ def _print_groups(groups: Iterable[GroupRecord], console: Console, *, axes: bool
             f"{scores.max():.3g}",
             str(len(group.removed)),
         )
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     if axes:
         for group in groups:
             _say(console, escape(f"{group.name}: " + ", ".join(f"{name} axis {axis}" for name, axis in group.axes)))

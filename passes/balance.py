@@ -71,8 +71,17 @@ def _distinct(balances: Sequence[IntArray]) -> list[IntArray]:
         # Parts of the same units keep equal counts by themselves.
         key = frozenset(tuple(sorted(row.tolist())) for row in parts)
         if len(key) > 1:
-            found.setdefault(key, np.unique(np.sort(parts, axis=1), axis=0))
+            found.setdefault(key, np.unique(_once(np.sort(parts, axis=1)), axis=0))
     return list(found.values())
+
+
+def _once(parts: IntArray) -> IntArray:
+    """Name every unit once, where all have equally many positions: channels that go by whole groups, say.
+
+    The rows are sorted, so that each unit's n positions lie side by side, and every n-th place hits one of them.
+    """
+    often = {int(count) for row in parts for count in np.unique(row[row != FROZEN], return_counts=True)[1]}
+    return parts[:, :: often.pop()] if len(often) == 1 else parts
 
 
 def _equal_shares(balances: Sequence[IntArray], order: IntArray) -> list[IntArray]:

@@ -38,6 +38,7 @@ def canonicalize(proto: onnx.ModelProto) -> onnx.ModelProto:
     simplify.fold_constants(result)
     while lifting.inline_branches(result):  # what is known then may settle the condition of another If
         simplify.fold_constants(result)
+    simplify.correct_ranks(result)
     simplify.settle_reshapes(result)
     simplify.drop_zero_states(result)
     simplify.remove_identities(result)

@@ -146,8 +146,8 @@ def _clusters(coupling: Coupling) -> list[list[IntArray]]:
     """Balances that share units."""
     clusters: list[tuple[set[int], list[IntArray]]] = []
     for parts in coupling.balances:
-        if all(set(row.tolist()) == set(parts[0].tolist()) for row in parts):
-            continue  # of the same units: equal by themselves
+        if len(np.unique(np.sort(parts, axis=1), axis=0)) == 1:
+            continue  # of the same units, each as often: equal by themselves
         units, balances = set(parts[parts != FROZEN].tolist()), [parts]
         for cluster in [cluster for cluster in clusters if cluster[0] & units]:
             clusters.remove(cluster)

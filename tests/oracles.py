@@ -16,7 +16,7 @@ from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.surgery import Kept, remove
 from graphprune.passes.canonicalize import canonicalize
-from graphprune.verify.equivalence import masked
+from graphprune.verify.masking import masked
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]

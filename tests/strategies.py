@@ -152,6 +152,37 @@ def shuffle(net: Net, data: str, choices: Choices) -> str:
     return net.shuffle(data, 2)
 
 
+def moves(net: Net, data: str, choices: Choices) -> str:
+    """The channels laid out along two axes or three, moved, perhaps used apart or in parts, and merged again."""
+    if _channels(net, data) % 4:
+        data = net.relu(net.conv(data, choices.of(8, 12), 1))
+    batch, channels, height, width = net.shapes[data]
+    quarter, space = int(channels) // 4, [int(height), int(width)]
+    factors = ([4, quarter], [quarter, 4], [2, 2, quarter], [2, quarter, 2])[choices.below(4)]
+    made = net.reshape(data, [0, *factors, *space], [batch, *factors, *space])
+    if choices.flag():  # the last of the channels' axes merged with the rows, and all apart again
+        merged = [*factors[:-1], factors[-1] * space[0], space[1]]
+        made = net.reshape(net.reshape(made, [0, *merged], [batch, *merged]), [0, *factors, *space], net.shapes[made])
+    for _ in range(1 + choices.below(2)):
+        axis = 1 + choices.below(len(factors))
+        extent, place = int(net.shapes[made][axis]), choices.below(6)
+        if place == 0:
+            shape = [extent, *[1] * (len(net.shapes[made]) - axis - 1)]
+            scale = net.initializer(net.random.uniform(0.5, 1.5, shape), net.name("k"))
+            made = net.add(made, scale, op="Mul")
+        elif place == 1 and extent > 1:
+            first = 1 + choices.below(extent - 1)
+            made = net.concat(*net.split(made, [first, extent - first], axis)[::-1], axis=axis)
+        elif place == 2 and extent > 1:  # a cyclic shift
+            first = 1 + choices.below(extent - 1)
+            parts = [net.slice(made, {axis: cut}) for cut in ((first, 2**31 - 1, 1), (0, first, 1))]
+            made = net.concat(*parts, axis=axis)
+        else:
+            order = [0, *(1 + net.random.permutation(len(factors))), len(factors) + 1, len(factors) + 2]
+            made = net.transpose(made, [int(other) for other in order])
+    return net.reshape(made, [0, int(channels), *space], [batch, channels, height, width])
+
+
 def channels_last(net: Net, data: str, choices: Choices) -> str:
     """MatMul on the channels, brought to the last axis and back."""
     turned = net.transpose(data, [0, 2, 3, 1])
@@ -342,6 +373,7 @@ STAGES: tuple[Stage, ...] = (
     cut,
     pool,
     shuffle,
+    moves,
     channels_last,
     tokens,
     attention,

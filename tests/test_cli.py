@@ -249,6 +249,7 @@ def test_inspect_shows_groups_and_changes_nothing(
     assert (found.code, found.out) == (0, "")
     for text in ("w_0", "w_1", "w_3", "apoz", "left alone", "graph output 'gemm_1' keeps its shape", "3,461 weights"):
         assert text in found.err
+    assert "--allow-resize NAME lets a graph input or output lose positions" in found.err
     as_json = command(capfd, "inspect", path, "--calib", data, "--json", "-q")
     values = json.loads(as_json.out)
     assert as_json.err == ""

@@ -41,7 +41,7 @@ KEYS = {
     "declined": [{"tensor": str, "axis": int, "positions": int, "share": float, "node": str, "op": str, "reason": str}],
     "reasons": [{"op": str, "reason": str, "nodes": list, "axes": int, "share": float}],
     "latency": {"threads": int, "runs": int, "before_ms": float, "after_ms": float, "ratio": float, "ratio_ci": list},
-    "equivalence": {"max_abs": float, "max_rel": float},
+    "equivalence": {"max_abs": float, "max_rel": float, "constant": list},
     "fidelity": {"relative_l2": float, "outputs": list},
     "gates": [{"name": str, "limit": float, "value": float, "ok": bool}],
     "notes": list,

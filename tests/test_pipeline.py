@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from graphprune import EquivalenceError, Recipe, TargetError, prune
+from graphprune import EquivalenceError, ModelError, Recipe, TargetError, prune
 from graphprune.api import as_model
 from graphprune.calib.sources import input_specs, open_source
 from graphprune.ir.cost import count_nonzero, count_weights
@@ -17,9 +17,21 @@ from graphprune.ir.surgery import remove
 from graphprune.ledger import WeightRecord
 from graphprune.passes import trim
 from graphprune.passes.choice import take
-from graphprune.pipeline import PASSES, Analysis, Stopwatch, Verification, analyse, build, choose, trial_error, verify
+from graphprune.pipeline import (
+    PASSES,
+    Analysis,
+    Stopwatch,
+    Verification,
+    analyse,
+    build,
+    choose,
+    source_for,
+    trial_error,
+    verify,
+)
 from graphprune.record import gates_of
-from graphprune.verify.fidelity import Fidelity, RelativeError
+from graphprune.verify.equivalence import Proof
+from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.latency import compare_latency
 from tests import small
 from tests.measure import editable, replaced
@@ -174,7 +186,7 @@ def test_zeros_are_ranked_before_normalisation_is_folded() -> None:
 
 def test_a_result_that_is_not_finite_misses_a_gate() -> None:
     verification = Verification(
-        RelativeError(0.0, 0.0, 0.0),
+        Proof(0.0, 0.0, 0.0),
         Fidelity((), batches=1, relative_l2=0.0, top1_agreement=None, nonfinite=3),
         compare_latency(MODEL.proto, MODEL.proto, next(iter(SOURCE.batches(1))), runs=2),
     )
@@ -182,3 +194,30 @@ def test_a_result_that_is_not_finite_misses_a_gate() -> None:
     gates = {gate.name: gate for gate in gates_of(Recipe(target=0.5), weights, verification)}
     assert gates["target"].ok
     assert (gates["nonfinite-outputs"].value, gates["nonfinite-outputs"].ok) == (3, False)
+
+
+def reflecting(front: int, free: str = "T") -> onnx.ModelProto:
+    """A model that runs only where its free axis is longer than what it pads by reflection."""
+    net = Net()
+    data = net.input(["N", 3, free])
+    pads = net.constant(np.array([0, 0, front, 0, 0, 0]), "pads")
+    padded = net.node("Pad", [data, pads], ["N", 3, f"{free}+{front}"], mode="reflect")
+    return net.build(net.conv(net.relu(net.conv(padded, 8)), 2))
+
+
+@pytest.mark.parametrize(("front", "size"), [(10, 64), (100, 256), (300, 64)])
+def test_random_inputs_take_the_first_free_size_that_the_model_runs_on(front: int, size: int) -> None:
+    model, recipe = as_model(reflecting(front)), Recipe(channels=0.5, recover=False, runs=2)
+    source = source_for(model, recipe, None)
+    assert next(iter(source.batches(8)))["x_0"].shape == (8, 3, size)
+    if front < 256:
+        _, ledger = prune(model, recipe)
+        assert f"free sizes {size}" in ledger.calibration.source
+    else:
+        with pytest.raises(ModelError, match=r"x_0 \[8, 3, 64\][\s\S]*give inputs that the model takes"):
+            prune(model, recipe)
+
+
+def test_calibration_data_is_taken_as_it_is() -> None:
+    data = feeds(reflecting(100), batch=4)
+    assert source_for(as_model(reflecting(100)), Recipe(target=0.5), data).real

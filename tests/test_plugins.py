@@ -105,7 +105,7 @@ import numpy as np, onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from graphprune.ir.surgery import remove
-from graphprune.verify.equivalence import masked
+from graphprune.verify.masking import masked
 from tests.oracles import assert_close, coupled, random_removal, units_on
 
 class Dense(OpRun):

@@ -22,7 +22,8 @@ from graphprune.ir.graph import Graph
 from graphprune.ir.surgery import remove
 from graphprune.passes import compensate
 from graphprune.passes.canonicalize import canonicalize
-from graphprune.verify.equivalence import check_equivalence, masked, without_rounding
+from graphprune.verify.equivalence import check_equivalence, without_rounding
+from graphprune.verify.masking import masked
 from tests.commands import QUICK, command
 from tests.nets import Net
 from tests.oracles import (

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -16,6 +17,8 @@ from graphprune.ledger import DeclinedRecord, FileRecord, ReasonRecord
 from graphprune.report import print_comparison, print_inspection, print_ledger, to_json
 from graphprune.verify.gate import Gate
 from tests import small
+from tests.nets import Net
+from tests.oracles import feeds
 
 MODEL = small.network()
 CALIB = small.calibration(MODEL)
@@ -107,6 +110,13 @@ def test_inspection_in_text_and_json(inspection: Inspection) -> None:
     assert values["declined"][0]["reason"] == inspection.declined[0].reason
 
 
+def test_a_model_without_groups_has_no_table_of_them(inspection: Inspection) -> None:
+    out, text = console()
+    print_inspection(replace(inspection, groups=[]), out)
+    assert "0 groups of 0 units" in text.getvalue()
+    assert "criterion" not in text.getvalue()
+
+
 @pytest.mark.parametrize("verbose", [False, True])
 def test_five_hundred_axes_are_a_few_lines_a_reason(inspection: Inspection, *, verbose: bool) -> None:
     axes = [
@@ -147,3 +157,30 @@ def test_comparison_in_text_and_json(comparison: Comparison) -> None:
     values = json.loads(to_json(comparison))
     assert values["weights"] == {"before": 3461, "after": comparison.weights.after}
     assert values["latency"]["ratio"] == comparison.latency.ratio
+
+
+def test_a_proof_that_shows_nothing_says_so() -> None:
+    net = Net()
+    hidden = net.conv(net.relu(net.conv(net.input(["N", 3, 4, 4]), 8)), 3)
+    silent = net.relu(net.add(hidden, net.initializer(np.array([-1e3]), "shift")))
+    for model, proof in (
+        (net.build(silent), "proof: none, as every output is constant"),
+        (net.build(hidden), ", 1 of 2 outputs aside, which are constant"),
+    ):
+        _, ledger = prune(model, Recipe(channels=0.5, recover=False, runs=2), feeds(model, batch=4))
+        text = printed(ledger)
+        assert proof in text
+        assert f"the proof says nothing of output '{silent}'" in text
+        assert json.loads(ledger.to_json())["equivalence"]["constant"] == [silent]
+        _, untouched = prune(model, Recipe(channels=0.0, runs=2), feeds(model, batch=4))
+        assert not [note for note in untouched.notes if "proof" in note]
+
+
+def test_groups_have_their_whole_names_and_what_became_of_their_units(ledger: Ledger, inspection: Inspection) -> None:
+    name = "/".join(f"part_{index}" for index in range(12))
+    assert "removed" in next(line for line in printed(ledger, verbose=True).splitlines() if "criterion" in line)
+    out, text = console(width=60)
+    print_inspection(replace(inspection, groups=[replace(inspection.groups[0], name=name)]), out)
+    lines = text.getvalue().splitlines()
+    start, end = (next(i for i, line in enumerate(lines) if word in line) for word in ("part_0", "left alone"))
+    assert "".join(line.split("  ")[0].strip() for line in lines[start:end]) == name

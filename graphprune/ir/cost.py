@@ -195,6 +195,7 @@ MACS: dict[str, Callable[[Node, Graph], int]] = {
     **dict.fromkeys(["MatMulInteger", "QLinearMatMul"], _matmul_macs),
     **dict.fromkeys(["com.microsoft.DynamicQuantizeMatMul", "com.microsoft.MatMulIntegerToFloat"], _matmul_macs),
     "com.microsoft.QGemm": _matmul_macs,
+    "com.microsoft.DynamicQuantizeLSTM": _recurrent_macs,
     "com.microsoft.Attention": _packed_attention_macs,
     "com.microsoft.FusedConv": _conv_macs,
     "com.microsoft.FusedGemm": _matmul_macs,

@@ -210,7 +210,9 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
             hint="export or download it again",
         ) from error
     if not proto.HasField("graph") or not proto.graph.node:
-        raise ModelError("the file holds no ONNX graph", where=where, hint="give an .onnx file with a graph")
+        raise ModelError(
+            "the file holds no ONNX graph, or one without nodes", where=where, hint="give an .onnx file with a graph"
+        )
     return proto
 
 

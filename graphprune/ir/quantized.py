@@ -74,6 +74,10 @@ RESULT_ZEROS = {
     "com.microsoft.QLinearMul": 7,
 }
 """By operator, the input slot of the zero point of what it makes."""
+NARROW = frozenset({onnx.TensorProto.INT8, onnx.TensorProto.INT4})
+"""Element types of weights that are stored without an operator of quantisation: Cast makes floats of them."""
+SCALED_BY = frozenset({"Mul", "MatMul", "Gemm", "Gather"})
+"""Operators that such weights, whose zero point is 0, are read by: a zero point would be subtracted first."""
 MOVERS = frozenset({"Flatten", "Gather", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators that hand on what they read first, whole or in part."""
 
@@ -167,13 +171,21 @@ def find_quantized(graph: Graph) -> dict[str, Quantized]:
     tensors = stored_tensors(graph.proto)
     found: dict[str, list[Quantized]] = {}
     for node in graph.nodes:
-        for operand in operands(node):
+        for operand in _cast(graph, node) or operands(node):
             name, moved = _before_moves(graph, node.input(operand.value))
             if name in tensors and tensors[name].data_type not in FLOAT_TYPES:
                 reading = _reading(node, operand, tensors, len(tensors[name].dims))
                 if reading is not None:
                     found.setdefault(name, []).append(_of_any_order(reading) if moved else reading)
     return {name: readings[0] for name, readings in found.items() if _agree(readings)}
+
+
+def _cast(graph: Graph, node: Node) -> tuple[Operand, ...]:
+    """What a Cast reads where it makes floats of weights of few bits."""
+    kind = graph.element_types.get(node.input(0)) if node.op == "Cast" else None
+    if kind not in NARROW or node.attributes["to"] not in FLOAT_TYPES:
+        return ()
+    return (Operand(0),) if all(reader.op in SCALED_BY for reader in graph.consumers[node.outputs[0]]) else ()
 
 
 def _reading(node: Node, operand: Operand, tensors: Mapping[str, onnx.TensorProto], rank: int) -> Quantized | None:

@@ -148,7 +148,7 @@ def run_session(
             "ONNX Runtime cannot run the model",
             where=f"{where or session.get_modelmeta().graph_name}, inputs {shapes}",
             why=str(error).strip(),
-            hint="check that the model runs on inputs of these shapes; many models take one batch size only",
+            hint="give inputs that the model takes (--calib); many models take some sizes only, or one batch size",
         ) from error
 
 

@@ -87,15 +87,16 @@ def _patched(node: Node, edit: Edit) -> onnx.NodeProto:
 def _is_cut_across(node: Node, edit: Edit) -> bool:
     """Whether a node ends a shuffle, and what stays is no rectangle on the way to it."""
     shuffle = edit.coupling.shuffles.get(node.index)
-    lost = None if shuffle is None else edit.coupling.lost(shuffle.source, shuffle.axis, edit.removed)
-    return shuffle is not None and lost is not None and not is_product(~lost.reshape(shuffle.split))
+    between = () if shuffle is None else shuffle.between
+    keeps = (edit.coupling.keeps(name, edit.removed) for name in between)
+    return any(keep is not None and not is_product(keep) for keep in keeps)
 
 
 def _as_gather(node: Node, edit: Edit) -> onnx.NodeProto:
     """Take what stays of a shuffled axis from where it comes from, position by position."""
     shuffle = edit.coupling.shuffles[node.index]
-    lost = edit.coupling.lost(shuffle.source, shuffle.axis, edit.removed)
-    keep = np.ones(int(np.prod(shuffle.split)), np.bool_) if lost is None else ~lost
+    keep = edit.kept(shuffle.source, shuffle.axis)
+    assert keep is not None, "what is no rectangle on the way has lost positions at its start"
     indices = (np.cumsum(keep) - 1)[shuffle.positions[keep[shuffle.positions]]]
     inputs = [shuffle.source, edit.constant(indices.astype(np.int64))]
     return onnx.helper.make_node("Gather", inputs, [node.outputs[0]], name=node.proto.name, axis=shuffle.axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -12,14 +12,12 @@ from graphprune.errors import EquivalenceError, ModelError
 from graphprune.ir.bodies import drop_nodes, rename_inputs
 from graphprune.ir.coupling.resizing import resized
 from graphprune.ir.coupling.units import BoolArray, Coupling
-from graphprune.ir.edit import set_input
 from graphprune.ir.graph import Graph
-from graphprune.ir.nodes import Node, rebuilt
-from graphprune.ir.quantized import operand_at
 from graphprune.ir.rewriting.simplify import drop_dead
 from graphprune.ir.session import Feeds, ModelLike, open_session, run_session
-from graphprune.ir.tensors import FLOAT_TYPES
 from graphprune.verify.fidelity import RelativeError, relative_error
+from graphprune.verify.masking import masked
+from graphprune.verify.picks import with_same_picks
 
 TOLERANCES: dict[int, float] = {
     onnx.TensorProto.FLOAT: 1e-4,
@@ -29,7 +27,9 @@ TOLERANCES: dict[int, float] = {
 }
 """Relative L2 error allowed, by the widest-rounding element type of the weights: the two models sum the same products
 in another order, and half precision keeps 11 bits of each sum, bfloat16 8."""
-QUANTISERS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "com.microsoft.DynamicQuantizeMatMul"})
+QUANTISERS = frozenset(
+    "QuantizeLinear DynamicQuantizeLinear com.microsoft.DynamicQuantizeLSTM com.microsoft.DynamicQuantizeMatMul".split()
+)
 """Operators that round activations to a few steps."""
 FUSED = QUANTISERS | {"DequantizeLinear"}
 """Operators that ONNX Runtime fuses with their neighbours, and then rounds elsewhere (mobilenet_v1, quantised: 4e-2
@@ -44,74 +44,23 @@ ROUNDING = 1e-6
 (a detector that sees nothing) is all rounding."""
 
 
-def masked(coupling: Coupling, removed: BoolArray) -> onnx.ModelProto:
-    """Return the original model with removed positions multiplied by zero where they are consumed.
+class Proof(NamedTuple):
+    """How the pruned model and the masked original compare.
 
-    Parameters
+    Attributes
     ----------
-    coupling : Coupling
-        Of the original.
-    removed : ndarray of bool, shape (units,)
-
-    Returns
-    -------
-    onnx.ModelProto
-        Every contraction reads its activation through a Mul with a 0/1 mask along the contracted axis, and quantised
-        numbers set to their zero point, which means 0.
+    max_abs, max_rel, relative_l2 : float
+        As in `RelativeError`, the worst over the outputs that show anything; of one that loses positions, over those
+        that stay.
+    constant : tuple of str
+        Outputs whose values are all the same up to rounding, or that have none: wrong weights would give them too, so
+        that nothing is proven of them.
     """
-    graph = coupling.graph
-    result = onnx.ModelProto()
-    result.CopyFrom(graph.proto)
-    before: dict[int, list[onnx.NodeProto]] = {}
-    changed: dict[int, onnx.NodeProto] = {}
-    for contraction in coupling.contractions:
-        # What is summed over inside the node is masked on the weight that it meets there.
-        inside = contraction.data_axis is None
-        slot = contraction.weight if inside else contraction.data
-        axis = contraction.weight_axis if contraction.data_axis is None else contraction.data_axis
-        name = contraction.node.input(slot)
-        lost = coupling.lost(name, axis, removed)
-        if lost is None:
-            continue
-        shape = [1] * len(graph.shape(name) or ())
-        shape[axis] = len(lost)
-        node, index = contraction.node, contraction.node.index
-        place = f"{index}_{slot}_{axis}"  # an Einsum may sum over several axes of one operand
-        output = f"graphprune_masked_{place}"
-        if index not in changed:
-            changed[index] = onnx.NodeProto.FromString(node.proto.SerializeToString())
-        made, mask = _mask(node, slot, changed[index].input[slot], ~lost.reshape(shape), graph, output)
-        result.graph.initializer.append(mask)
-        before.setdefault(index, []).extend(made)
-        set_input(changed[index], slot, output)
-    nodes = rebuilt(graph.main, lambda node: [*before.get(node.index, []), changed.get(node.index, node.proto)])
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    return result
 
-
-def _mask(
-    node: Node, slot: int, source: str, keep: BoolArray, graph: Graph, output: str
-) -> tuple[list[onnx.NodeProto], onnx.TensorProto]:
-    """Nodes that give a tensor with what is not kept as 0, and their mask."""
-    kind = graph.element_types.get(node.input(slot), onnx.TensorProto.FLOAT)
-    if kind in FLOAT_TYPES:
-        values = keep.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
-        mask = onnx.numpy_helper.from_array(values, f"{output}_mask")
-        return [onnx.helper.make_node("Mul", [source, mask.name], [output])], mask
-    operand = operand_at(node, slot)
-    zero = "" if operand is None or operand.zero is None else node.input(operand.zero)
-    # By 32 bits, because Where does not know all narrower integers.
-    wide, kept, point = f"{output}_wide", f"{output}_kept", f"{output}_point"
-    made = [onnx.helper.make_node("Cast", [source], [wide], to=onnx.TensorProto.INT32)]
-    if zero:
-        made.append(onnx.helper.make_node("Cast", [zero], [point], to=onnx.TensorProto.INT32))
-    else:
-        made.append(onnx.helper.make_node("Sub", [wide, wide], [point]))
-    mask = onnx.numpy_helper.from_array(keep, f"{output}_mask")
-    made.append(onnx.helper.make_node("Where", [mask.name, wide, point], [kept]))
-    made.append(onnx.helper.make_node("Cast", [kept], [output], to=kind))
-    return made, mask
+    max_abs: float
+    max_rel: float
+    relative_l2: float
+    constant: tuple[str, ...] = ()
 
 
 def without_rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -150,7 +99,7 @@ def check_equivalence(
     *,
     threads: int = 0,
     custom_ops: Sequence[str] = (),
-) -> RelativeError:
+) -> Proof:
     """Run the masked original and the pruned model on the same inputs, and demand that they agree.
 
     Parameters
@@ -169,8 +118,7 @@ def check_equivalence(
 
     Returns
     -------
-    RelativeError
-        The worst over all outputs; of one that loses positions, over those that stay.
+    Proof
 
     Raises
     ------
@@ -183,17 +131,25 @@ def check_equivalence(
         pairs.append((without_rounding(original), without_rounding(pruned)))
     change = resized(coupling, removed)
     errors = [RelativeError(0.0, 0.0, 0.0)]
-    for before, after in pairs:
+    constant: dict[str, bool] = {}
+    for one, other in pairs:
+        before, after, picks = with_same_picks(
+            one, other, coupling, removed, feeds, threads=threads, custom_ops=custom_ops
+        )
         # As it is written: ONNX Runtime, pushing a Transpose through a mask, can break a Pad that has an axes input.
         expected = open_session(before, threads=threads, custom_ops=custom_ops, optimise=False)
         actual = open_session(after, threads=threads, custom_ops=custom_ops, optimise=not _has(after, FUSED))
         names = [value.name for value in expected.get_outputs()]
-        reference = change.cut_outputs(names, run_session(expected, feeds, names))
-        results = run_session(actual, change.cut_feeds(feeds), names)
+        reference = change.cut_outputs(names, run_session(expected, {**feeds, **picks}, names))
+        results = run_session(actual, {**change.cut_feeds(feeds), **picks}, names)
         _demand(names, reference, results, tolerance_for(after), "the pruned model does not equal the masked original")
-        numbers = [pair for pair in zip(reference, results, strict=True) if np.asarray(pair[0]).dtype.kind in NUMBERS]
-        errors += [relative_error(a, b) for a, b in numbers]
-    return max(errors, key=lambda error: error.max_rel)
+        for name, a, b in zip(names, reference, results, strict=True):
+            if np.asarray(a).dtype.kind in NUMBERS:
+                same = _constant(a)
+                constant[name] = constant.get(name, True) and same
+                errors += [] if same else [relative_error(a, b)]
+    worst = max(errors, key=lambda error: error.max_rel)
+    return Proof(*worst, constant=tuple(name for name, same in constant.items() if same))
 
 
 def check_canonical(
@@ -252,6 +208,15 @@ def tolerance_for(proto: onnx.ModelProto) -> float:
 
 def _has(proto: onnx.ModelProto, operators: Collection[str]) -> bool:
     return any(node.op in operators for node in Graph(proto).nodes)
+
+
+def _constant(output: Any) -> bool:
+    """Whether an output is the same everywhere, up to what `_demand` takes for rounding; one number, if it is 0."""
+    values = np.asarray(output, np.float64)
+    values = values[np.isfinite(values)]
+    largest = float(np.abs(values).max(initial=0.0))
+    spread = float(np.ptp(values)) if values.size > 1 else largest
+    return spread <= ROUNDING * max(1.0, largest)
 
 
 def _demand(names: Sequence[str], reference: list[Any], results: list[Any], tolerance: float, what: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from graphprune.ir.surgery import remove
-from graphprune.verify.equivalence import masked
+from graphprune.verify.masking import masked
 from tests.architectures.exporting import OPSETS, Exporter
 from tests.architectures.networks import NETWORKS, OPSET, exported
 from tests.oracles import assert_close, assert_exact, assert_reproduces, coupled, random_removal, run

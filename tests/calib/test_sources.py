@@ -248,6 +248,10 @@ def test_random_inputs_are_seeded_and_not_real() -> None:
     again, other = (next(random_source(specs, seed).batches(16)) for seed in (3, 4))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["x"], other["x"])
+    assert source.description == "16 seeded random inputs (seed 3, free sizes 64)"
+    larger = random_source(specs, 3, free_size=256)
+    assert next(larger.batches(16))["x"].shape == (16, 3, 256)
+    assert larger.description.endswith("free sizes 256)")
 
 
 def test_random_inputs_of_fixed_and_mixed_batches() -> None:

@@ -73,6 +73,16 @@ def test_quantised_weights_count_and_other_integers_do_not(constants: bool) -> N
     assert list(Graph(model).quantized) == [stored]
 
 
+@pytest.mark.parametrize(("kind", "op", "count"), [("INT8", "Mul", 6), ("INT8", "Sub", 0), ("INT64", "Mul", 0)])
+def test_integers_that_are_cast_and_scaled_are_weights_of_few_bits(kind: str, op: str, count: int) -> None:
+    net = Net()
+    stored = net.initializer([[1, 0], [6, 5], [5, 5]], "w", getattr(TensorProto, kind))
+    floats = net.node("Cast", [stored], kind=TensorProto.FLOAT, to=TensorProto.FLOAT)
+    model = net.build(product(net, net.add(floats, net.initializer([0.5, 0.25], "other"), op=op)))
+    assert count_weights(model) == count + 2
+    assert count_nonzero(model) == max(count - 1, 0) + 2
+
+
 def test_weights_read_with_different_zero_points_are_none() -> None:
     net = Net()
     stored = weights(net, [[1, 2], [3, 4]])

@@ -53,6 +53,16 @@ def test_units_outside_balances_go_one_by_one_highest_score_first() -> None:
         assert [step.score for step in queue.steps] == [scores.values[unit] for unit in expected]
 
 
+def test_parts_that_hold_the_same_units_unequally_often_stay_balanced() -> None:
+    net = Net()
+    data = net.relu(net.conv(net.input(["N", 3, 4, 4]), 2))
+    model = net.build(net.conv(net.concat(data, data, data), 4, group=2))  # [a, b, a] and [b, a, b]
+    coupling = coupled(model)
+    steps = [step for queue in queues(coupling, given_scores(coupling, 1)) for step in queue.steps]
+    assert_legal(coupling, take(coupling, steps[:1]))
+    assert not steps
+
+
 def test_dead_units_go_first_whatever_their_score() -> None:
     coupling = coupled(plain())
     scores = given_scores(coupling, 1)

@@ -59,3 +59,28 @@ def test_outputs_that_are_not_numbers_are_named() -> None:
     broken = replaced(model, **arrays)
     with pytest.raises(ModelError, match=r"not numbers[\s\S]*of 96 values are NaN"):
         check_canonical(broken, broken, feeds(model))
+
+
+def test_outputs_that_are_constant_prove_nothing_and_are_named() -> None:
+    net = Net()
+    hidden = net.conv(net.relu(net.conv(net.input(["N", 3, 4, 4]), 8)), 3)
+    shift = net.initializer(np.array([-1e3]), "shift")
+    model = net.build(hidden, net.relu(net.add(hidden, shift)), net.add(net.node("Tanh", [hidden]), shift))
+    coupling = coupled(model)
+    removed = random_removal(coupling, 0.5, 0)
+    pruned, _ = remove(coupling, removed)
+    proof = check_equivalence(coupling, removed, pruned, feeds(model))
+    assert proof.constant == ("relu_1",)  # the third differs by a thousandth of its size, which is no rounding
+    assert 0 < proof.max_rel < 1e-5
+
+
+@pytest.mark.parametrize(("shift", "constant"), [(0.0, False), (-1e3, True)])
+def test_a_single_number_shows_something_unless_it_is_zero(shift: float, *, constant: bool) -> None:
+    net = Net()
+    hidden = net.relu(net.gemm(net.input([1, 6]), 8))
+    data = net.node("Sigmoid", [net.add(net.gemm(hidden, 1), net.initializer(np.array([shift]), "shift"))])
+    model = net.build(data)
+    coupling = coupled(model)
+    removed = random_removal(coupling, 0.5, 0)
+    pruned, _ = remove(coupling, removed)
+    assert bool(check_equivalence(coupling, removed, pruned, feeds(model)).constant) == constant

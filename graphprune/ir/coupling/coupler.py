@@ -145,6 +145,7 @@ class Coupler:
     def freeze(self, ids: Sequence[IdArray], reason: Reason) -> None:
         """Demand that none of these ids goes."""
         for array in ids:
+            self.splits.use(array)  # a position picked out of a split axis may be all that is used of it
             self.atoms.freeze(array, reason)
 
     def freeze_tensor(self, name: str, reason: Reason) -> None:
@@ -238,9 +239,7 @@ class Coupler:
         self.unrepeat(name)
         arrays: list[IdArray] = []
         for ids in self.ids_of[name]:
-            split = self.splits.of(ids)
-            if split is not None:
-                split.used = True
+            self.splits.use(ids)
             arrays.extend(self.atoms.factor(ids) if len(support(ids)) > 1 else [ids])
         self.ids_of[name] = arrays
 

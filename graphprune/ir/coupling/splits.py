@@ -24,10 +24,8 @@ from graphprune.ir.coupling.atoms import Atoms, IdArray, outermost_first, suppor
 from graphprune.ir.graph import Graph
 from graphprune.ir.nodes import Node
 
-STAND_INS = (2, 3, 5, 7, 11, 13)
-"""Extents that stand for symbols when a shuffle is tried out."""
-UNNAMED = 17
-"""An extent that stands for one without a symbol."""
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+"""Of these are the extents that stand for unknown ones when a shuffle is tried out."""
 SLABS = frozenset({"Gather", "Slice", "Split"})
 
 
@@ -66,14 +64,14 @@ class Shuffle:
         The same of the source and of the output.
     positions : ndarray of int
         For every position of the output the one of the source.
-    split : tuple of int
-        The shape that the axis is split into on the way.
+    between : tuple of str
+        The tensors on the way, which have to stay rectangular where the moves are to stay.
     """
 
     source: str
     axis: int
     positions: IdArray
-    split: tuple[int, ...]
+    between: tuple[str, ...]
 
 
 class Splits:
@@ -121,6 +119,12 @@ class Splits:
             return None
         split = self._found[place]
         return split if int(ids.max()) < self._starts[place] + split.ids.size else None
+
+    def use(self, ids: IdArray) -> None:
+        """Note that what an axis has been split into is used, if these ids come from such."""
+        split = self.of(ids) if ids.size else None
+        if split is not None:
+            split.used = True
 
     def take_apart(self, ids: IdArray, axis: int, *, whole: bool) -> list[IdArray]:
         """Prepare an array for being taken apart along an axis.
@@ -211,7 +215,7 @@ def find_shuffle(graph: Graph, node: Node, split: Split, moved: IdArray) -> Shuf
     ran = _run(graph, path, split.source)
     if ran is None or not np.array_equal(ran[1], ran[0].take(positions, axis)):
         return None
-    return Shuffle(split.source, axis, positions, split.ids.shape)
+    return Shuffle(split.source, axis, positions, tuple(step.input(0) for step in path[1:]))
 
 
 def _path(graph: Graph, node: Node, source: str) -> list[Node] | None:
@@ -226,12 +230,28 @@ def _path(graph: Graph, node: Node, source: str) -> list[Node] | None:
     return path[::-1] if told <= set(graph.initializers) else None
 
 
+def _stand_ins(graph: Graph, path: list[Node], source: str) -> dict[str | int, int] | None:
+    """Extents for the unknown ones of a tensor, by symbol or else by axis; None when there are not enough.
+
+    They are primes that divide no known extent on the way, so that no two extents are the same by chance.
+    """
+    shapes = [graph.shape(name) or () for name in (source, *(node.outputs[0] for node in path))]
+    known = {extent for shape in shapes for extent in shape if isinstance(extent, int)}
+    unknown = dict.fromkeys(extent or axis for axis, extent in enumerate(shapes[0]) if not isinstance(extent, int))
+    free = [prime for prime in PRIMES if all(extent % prime for extent in known)]
+    return dict(zip(unknown, free, strict=False)) if len(free) >= len(unknown) else None
+
+
 def _run(graph: Graph, path: list[Node], source: str) -> tuple[IdArray, npt.NDArray[np.int64]] | None:
     """Run the nodes on the numbers of the source's elements; a Reshape to what is inferred where that is computed."""
     made = path[-1].outputs[0]
-    shape = graph.shape(source) or ()
-    numbers = dict(zip(dict.fromkeys(extent for extent in shape if isinstance(extent, str)), STAND_INS, strict=False))
-    extents = [extent if isinstance(extent, int) else numbers.get(extent or "", UNNAMED) for extent in shape]
+    numbers = _stand_ins(graph, path, source)
+    if numbers is None:
+        return None
+    extents = [
+        extent if isinstance(extent, int) else numbers[extent or axis]
+        for axis, extent in enumerate(graph.shape(source) or ())
+    ]
     elements = np.arange(int(np.prod(extents)), dtype=np.int64).reshape(extents)
     nodes, constants = (
         [],
@@ -240,7 +260,7 @@ def _run(graph: Graph, path: list[Node], source: str) -> tuple[IdArray, npt.NDAr
     for node in path:
         if node.op == "Reshape" and node.input(1) not in constants and "shape" not in node.attributes:
             shape = graph.shape(node.outputs[0]) or ()
-            target = [extent if isinstance(extent, int) else numbers.get(extent or "", -1) for extent in shape]
+            target = [extent if isinstance(extent, int) else numbers.get(extent or -1, -1) for extent in shape]
             name = f"{node.outputs[0]} target"
             constants[name] = onnx.numpy_helper.from_array(np.array(target, dtype=np.int64), name)
             nodes.append(onnx.helper.make_node("Reshape", [node.input(0), name], [node.outputs[0]]))

@@ -196,7 +196,7 @@ def number_units(coupler: Coupler) -> Coupling:
         ids=ids_of,
         units=int(lone.sum()),
         groups=tuple(_groups({name: ids_of[name] for name in weights}, int(lone.sum()))),
-        balances=tuple(table[0][parts] for parts in balances),
+        balances=tuple(table[:, parts].max(axis=0) for parts in balances),  # of one free factor at most
         contractions=tuple(coupler.contractions),
         shuffles=coupler.splits.shuffles,
         declined=tuple(_declined(coupler, resolved)),
@@ -204,27 +204,39 @@ def number_units(coupler: Coupler) -> Coupling:
 
 
 def _settled(parts: IdArray, coupler: Coupler, resolved: Resolved) -> bool:
-    """Whether parts keep equal counts whatever is removed: every factor goes with as many positions of each.
+    """Whether parts keep equal counts whatever is removed: all hold the same positions of several factors each.
 
-    Where positions of several factors have to be counted and this does not hold, the factors are frozen.
+    Where positions of several free factors have to be counted and this does not hold, factors are frozen: first those
+    that not all parts hold as often, then the others where they meet in some parts and not in all.
     """
     members = resolved.members[:, parts]  # [factors, parts, positions]
-    if not (members[1:] >= 0).any():
+    free = np.append(resolved.frozen == -1, False)  # -1, for no factor, indexes the last entry
+    if (free[members].sum(axis=0) <= 1).all():
         return False
-    reason = Reason("", "", "rows and columns of a split axis cut across parts that must keep equal counts")
-    known = np.unique(members[members >= 0])
-    counts = np.stack(
-        [
-            np.bincount(np.searchsorted(known, part[part >= 0]), minlength=len(known))
-            for part in members.transpose(1, 0, 2)
-        ]
-    )
-    uneven = known[(counts != counts[0]).any(axis=0)]
-    if len(uneven):
-        coupler.atoms.reasons.append(reason)
-        held = np.isin(resolved.members, uneven).any(axis=0) & (resolved.frozen == -1)
+    for unequal in (_unequally_often, _unequally_met):
+        free[unequal(np.where(free[members], members, -1))] = False
+    held = ~free[resolved.members].any(axis=0) & (resolved.frozen == -1)
+    if held.any():
+        text = "rows and columns of a split axis cut across parts that must keep equal counts"
+        coupler.atoms.reasons.append(Reason("", "", text))
         resolved.frozen[held] = len(coupler.atoms.reasons) - 1
     return True
+
+
+def _unequally_often(members: IdArray) -> IdArray:
+    """Factors that some parts hold more often than others; of members [factors, parts, positions], -1 for none."""
+    known = np.unique(members)
+    counts = np.stack(
+        [np.bincount(np.searchsorted(known, part.ravel()), minlength=len(known)) for part in members.swapaxes(0, 1)]
+    )
+    return np.asarray(known[(counts != counts[0]).any(axis=0) & (known >= 0)])
+
+
+def _unequally_met(members: IdArray) -> IdArray:
+    """All factors, if not every part holds the same positions of several factors; none otherwise."""
+    held = [part[:, np.lexsort(part)] for part in np.sort(members, axis=0).swapaxes(0, 1)]
+    known = np.unique(members)
+    return np.asarray(known[(known >= 0) & any((part != held[0]).any() for part in held)])
 
 
 def _units(ids: IdArray, table: IdArray) -> list[IdArray]:

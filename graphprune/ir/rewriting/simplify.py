@@ -21,8 +21,7 @@ from graphprune.ir.tensors import FIRST_WITHOUT_INPUTS, array, list_initializers
 
 MOVES = ("Reshape", "Transpose")
 """Operators that only put numbers elsewhere."""
-
-
+RECURRENT = ("LSTM", "GRU", "RNN", "com.microsoft.DynamicQuantizeLSTM")
 RECURRENT_STATES = (5, 6)
 """Input slots of the initial hidden and cell state."""
 
@@ -186,6 +185,26 @@ def drop_dead(proto: onnx.ModelProto) -> int:
     return dead + len(unused)
 
 
+def correct_ranks(proto: onnx.ModelProto) -> int:
+    """Note the shapes that outputs have where they are noted with another rank.
+
+    Some exporters note an output whose shape they do not know as a single number, which full checks take amiss.
+    """
+    noted = {v.name: v.type.tensor_type.shape for v in proto.graph.output if v.type.tensor_type.HasField("shape")}
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    for value in bare.graph.output:
+        if value.name in noted:
+            value.type.tensor_type.ClearField("shape")
+    graph, corrected = Graph(bare), 0
+    for name, shape in noted.items():
+        found = graph.shape(name)
+        if found is not None and len(found) != len(shape.dim):
+            shape.CopyFrom(onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, found).tensor_type.shape)
+            corrected += 1
+    return corrected
+
+
 def drop_zero_states(proto: onnx.ModelProto) -> int:
     """Leave out the initial states of recurrent nodes that are constants of zeros, as they are without any.
 
@@ -193,7 +212,7 @@ def drop_zero_states(proto: onnx.ModelProto) -> int:
     """
     graph, dropped = Graph(proto), 0
     for node in graph.nodes:
-        for slot in RECURRENT_STATES if node.op in ("LSTM", "GRU", "RNN") else ():
+        for slot in RECURRENT_STATES if node.op in RECURRENT else ():
             value = graph.value(node.input(slot))
             if value is not None and not value.any():
                 node.proto.input[slot] = ""

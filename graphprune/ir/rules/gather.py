@@ -1,9 +1,10 @@
-"""Gather: positions picked by index, from an activation or from an embedding.
+"""Gather and GatherND: positions picked by index, from an activation or from an embedding.
 
 With constant indices the positions picked keep their ids, and the indices count what stays. With computed indices (the
-words of a sentence) the axis that they pick from is frozen, and the others pass.
+words of a sentence) the axis that they pick from is frozen, and the others pass. GatherND picks from its first axes,
+as many as the indices have, and they all are frozen; what it picks keeps the axes behind them.
 
-Reference: https://onnx.ai/onnx/operators/onnx__Gather.html
+References: https://onnx.ai/onnx/operators/onnx__Gather.html, onnx__GatherND.html
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def couple_gather(node: Node, coupler: Coupler) -> None:
                 coupler.freeze([taken], Reason(node.label, node.op, "Gather picks this position alone"))
             else:
                 result.append(taken)
-    coupler.set(node.outputs[0], result, reason if picked is None else None)
+    coupler.set(node.outputs[0], result, reason if picked is None and coupler.ids(data) else None)
 
 
 def _end_of_shuffle(node: Node, coupler: Coupler, ids: IdArray, axis: int) -> IdArray | None:
@@ -72,4 +73,25 @@ def patch_gather(node: Node, proto: onnx.NodeProto, edit: Edit) -> None:
     set_input(proto, 1, edit.constant(patched.astype(np.int64)))
 
 
-RULES = {"Gather": Rule(couple_gather, patch_gather, moves=True)}
+def couple_gather_nd(node: Node, coupler: Coupler) -> None:
+    """Freeze the axes that are picked from, and pass those behind them."""
+    if not coupler.ranked(node):
+        return
+    data, indices = coupler.shape(node.input(0)) or (), coupler.shape(node.input(1)) or ()
+    text = f"{node.op} picks positions of the axis by indices"
+    count = indices[-1]
+    coupler.freeze_tensor(node.input(1), Reason(node.label, node.op, f"the indices of {node.op} keep their shape"))
+    if not isinstance(count, int):
+        coupler.freeze_node(node, f"{node.op} picks from axes that are not known")
+        return
+    first = int(node.attributes.get("batch_dims", 0)) + count
+    passed = coupler.pass_axes(node, node.input(0), range(first, len(data)), text)
+    ids = [own.reshape(*[1] * (len(indices) - 1), *own.shape[first:]) for own in passed]
+    known = coupler.ids(node.input(0))
+    coupler.set(node.outputs[0], ids, Reason(node.label, node.op, text) if known else None)
+
+
+RULES = {
+    "Gather": Rule(couple_gather, patch_gather, moves=True),
+    "GatherND": Rule(couple_gather_nd),
+}

@@ -1,4 +1,4 @@
-"""BatchNormalization, InstanceNormalization, LRN, GroupNormalization, LayerNormalization and RMSNormalization.
+"""Normalisation: Batch-, Instance-, Group-, Layer-, RMS-, MeanVariance- and LpNormalization, and LRN.
 
 BatchNormalization is y[n, c] = scale[c] * (x[n, c] - mean[c]) / sqrt(var[c] + epsilon) + b[c]: channel by channel.
 InstanceNormalization does the same with the mean and variance of each sample's own channel, over its spatial axes.
@@ -6,8 +6,8 @@ GroupNormalization takes mean and variance over all channels of a group: removin
 only whole groups go.
 
 LRN divides by a sum over neighbouring channels, LayerNormalization and RMSNormalization by a mean over all positions of
-the axes normalised over: frozen. So is the hidden axis where a sum in front is fused with it (SkipLayerNormalization of
-ONNX Runtime), or the embeddings are (EmbedLayerNormalization).
+the axes normalised over: frozen, as with MeanVarianceNormalization and LpNormalization. So is the hidden axis where a
+sum in front is fused with it (SkipLayerNormalization of ONNX Runtime), or the embeddings are (EmbedLayerNormalization).
 
 References: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html, onnx__InstanceNormalization.html,
 onnx__GroupNormalization.html, onnx__LayerNormalization.html, onnx__RMSNormalization.html, onnx__LRN.html;
@@ -124,7 +124,22 @@ def couple_embed_layer_normalization(node: Node, coupler: Coupler) -> None:
     coupler.freeze_node(node, text)
 
 
+def couple_normalized_axes(node: Node, coupler: Coupler) -> None:
+    """Freeze the axes normalised over, by mean and variance or by a norm, and pass all others."""
+    if not coupler.ranked(node):
+        return
+    rank = len(coupler.shape(node.input(0)) or ())
+    by_moments = node.op == "MeanVarianceNormalization"
+    axes = node.attributes.get("axes", (0, 2, 3)) if by_moments else (node.attributes.get("axis", -1),)
+    others = [axis for axis in range(rank) if axis not in {int(over) % rank for over in axes}]
+    text = f"{node.op} normalises over the axis: removing a position is not zeroing it"
+    passed = coupler.pass_axes(node, node.input(0), others, text)
+    coupler.set(node.outputs[0], passed, Reason(node.label, node.op, text))
+
+
 RULES = {
+    "MeanVarianceNormalization": Rule(couple_normalized_axes),
+    "LpNormalization": Rule(couple_normalized_axes),
     "BatchNormalization": Rule(couple_batch_normalization),
     "InstanceNormalization": Rule(couple_instance_normalization),
     "LRN": Rule(couple_lrn),

@@ -1,11 +1,13 @@
-"""Resize, Upsample, DepthToSpace, SpaceToDepth.
+"""Resize, Upsample, DepthToSpace, SpaceToDepth, GridSample, RoiAlign, MaxRoiPool.
 
 Resize and Upsample leave an axis whose extent does not change position by position; every other axis is frozen.
 DepthToSpace lays b*b channels onto b x b neighbouring positions of one channel, so these go together: in mode DCR
 channel c of the output comes from channels c, c + C', c + 2C', .. (C' output channels), in mode CRD from c*b*b to
 c*b*b + b*b - 1. SpaceToDepth is its reverse in mode DCR: output channels c, c + C, c + 2C, .. come from channel c.
+GridSample, RoiAlign and MaxRoiPool take samples of every channel by itself, at places that other inputs tell.
 
-References: https://onnx.ai/onnx/operators/onnx__Resize.html, onnx__DepthToSpace.html, onnx__SpaceToDepth.html
+References: https://onnx.ai/onnx/operators/onnx__Resize.html, onnx__DepthToSpace.html, onnx__SpaceToDepth.html,
+onnx__GridSample.html, onnx__RoiAlign.html, onnx__MaxRoiPool.html
 """
 
 from __future__ import annotations
@@ -97,7 +99,18 @@ def couple_space_to_depth(node: Node, coupler: Coupler) -> None:
     coupler.set_axis(node.outputs[0], 1, None if channels is None else np.tile(channels, block), others)
 
 
+def couple_sampling(node: Node, coupler: Coupler) -> None:
+    """Pass the channels, freeze all other axes and what tells where samples are taken."""
+    if not coupler.ranked(node):
+        return
+    text = f"{node.op} takes samples along the axis, or is told where by it"
+    for name in node.inputs[1:]:
+        coupler.freeze_tensor(name, Reason(node.label, node.op, text))
+    coupler.set(node.outputs[0], coupler.pass_axes(node, node.input(0), (1,), text))
+
+
 RULES = {
+    **{op: Rule(couple_sampling) for op in ("GridSample", "RoiAlign", "MaxRoiPool")},
     "Resize": Rule(couple_resize, patch_resize),
     "Upsample": Rule(couple_resize),
     "DepthToSpace": Rule(couple_depth_to_space),

@@ -143,6 +143,7 @@ STAND_INS: dict[tuple[str, str], StandIn] = {
     (RUNTIME, "Gelu"): _same,
     (RUNTIME, "GroupQueryAttention"): _grouped_heads,
     (RUNTIME, "MultiHeadAttention"): _heads,
+    (RUNTIME, "DynamicQuantizeLSTM"): _quantised("LSTM", 0, 1, 2),
     (RUNTIME, "DynamicQuantizeMatMul"): _quantised("MatMul", 0, 1),
     (RUNTIME, "MatMulIntegerToFloat"): _integer_product,
     (RUNTIME, "QGemm"): _quantised("Gemm", 0, 3),

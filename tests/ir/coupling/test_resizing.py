@@ -18,7 +18,7 @@ from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.surgery import remove
 from graphprune.passes.canonicalize import canonicalize
-from graphprune.verify.equivalence import masked
+from graphprune.verify.masking import masked
 from tests.nets import Net
 from tests.oracles import assert_close, assert_legal, assert_reproduces, feeds, random_removal, reasons, run, sliced
 

@@ -10,7 +10,7 @@ from graphprune.ir.surgery import remove
 from graphprune.passes.choice import queues
 from graphprune.passes.criteria import score
 from tests.nets import Extent, Net
-from tests.oracles import assert_exact, check_removal, coupled, feeds, removal, units_on
+from tests.oracles import assert_exact, check_removal, coupled, feeds, reasons, removal, units_on
 
 
 def operators(coupling: Coupling, gone: list[int]) -> list[str]:
@@ -49,6 +49,25 @@ def test_a_shuffle_of_which_a_rectangle_stays_is_patched() -> None:
     units = units_on(coupling, "w_0", 0)
     moves = ["Reshape", "Transpose", "Reshape"]
     assert operators(coupling, [*units[:2], *units[4:6], *units[8:10]]) == ["Conv", "Relu", *moves, "Conv"]
+
+
+@pytest.mark.parametrize("known", [2, 3, 5, 30])
+def test_an_open_extent_is_not_taken_for_the_known_one_beside_it(known: int) -> None:
+    net = Net()
+    apart = net.reshape(net.linear(net.input([known, "N", 4]), 6), [known, 0, 2, 3], [known, "N", 2, 3])
+    turned = net.reshape(apart, [-1, known, 6], ["N", known, 6])  # nothing moves where N is as long as the known one
+    assert_exact(net.build(net.linear(turned, 3)), batch=7)
+
+
+def test_moves_that_put_everything_back_stay_only_where_all_between_are_rectangles() -> None:
+    net = Net()
+    apart = net.reshape(net.relu(net.linear(net.input(["N", 3]), 8)), [0, 4, 2], ["N", 4, 2])
+    further = net.reshape(apart, [0, 2, 2, 2], ["N", 2, 2, 2])
+    coupling = coupled(net.build(net.gemm(net.flatten(further), 3)))
+    units = units_on(coupling, "w_0", 1)
+    check_removal(coupling, removal(coupling, units[:2]), feeds(coupling.graph.proto))  # 3 x 2 stay, and no cuboid
+    assert operators(coupling, units[:2]) == ["MatMul", "Add", "Relu", "Gather", "Gemm"]
+    assert "Gather" not in operators(coupling, units[:4])
 
 
 def test_shuffles_in_a_row() -> None:
@@ -250,6 +269,17 @@ def test_normalising_over_the_dimensions_of_a_head_leaves_whole_heads() -> None:
     assert sorted(len(group.units) for group in coupling.groups) == [3]
 
 
+def test_a_slab_of_which_one_position_is_used_keeps_its_axis_rectangular() -> None:
+    net = Net()
+    data = net.conv(net.input(["N", 3, 2, 2]), 9)
+    apart = net.reshape(data, [0, 3, 3, 4], ["N", 3, 3, 4])  # merged pixels: no shuffle
+    slab = net.node("Gather", [apart, net.constant(np.array(2))], ["N", 3, 4], axis=1)
+    one = net.node("Gather", [slab, net.constant(np.array([2]))], ["N", 1, 4], axis=1)
+    coupling = assert_exact(net.build(net.gemm(net.flatten(one), 3)))
+    (balance,) = coupling.balances
+    assert balance.shape == (3, 3)
+
+
 # -- whole groups ----------------------------------------------------------------------------------------------
 
 
@@ -270,6 +300,34 @@ def test_group_normalisation_as_torch_exports_it_loses_whole_groups(dynamic: boo
     units = units_on(coupling, "w_0", 0)
     assert units == [unit for unit in units[::2] for _ in range(2)]
     assert coupling.units == 4
+
+
+def test_whole_groups_in_front_of_a_grouped_convolution_go_equally_from_its_groups() -> None:
+    net = Net()
+    data = net.conv(net.input(["N", 3, 4, 4]), 8)
+    apart = net.reshape(data, [0, 4, -1], ["N", 4, 32])
+    ones, zeros = (net.initializer(np.full(4, value), "norm") for value in (1.0, 0.0))
+    normal = net.reshape(net.node("InstanceNormalization", [apart, ones, zeros]), [0, 8, 4, 4], ["N", 8, 4, 4])
+    coupling = assert_exact(net.build(net.conv(net.relu(net.conv(net.relu(normal), 8, 3, group=2)), 3)))
+    units = units_on(coupling, "w_0", 0)
+    assert len(set(units)) == 4
+    found = queues(coupling, score(coupling, {}, "activation"))
+    rounds = [step.units for queue in found for step in queue.steps if step.units[0] in units]
+    assert len(rounds) == 2
+    assert all(len(set(step) & set(units[:4])) == len(set(step) & set(units[4:])) == 1 for step in rounds)
+
+
+def test_rows_and_columns_that_meet_in_some_parts_only_stay() -> None:
+    net = Net()
+    data = net.conv(net.input(["N", 3, 4, 4]), 4)
+    apart = net.reshape(data, [0, 2, 2, 4, 4], ["N", 2, 2, 4, 4])
+    scale = net.initializer(net.random.uniform(1, 2, (2, 1, 1, 1)))  # rows and columns apart
+    back = net.reshape(net.add(apart, scale, op="Mul"), [0, 4, 4, 4], ["N", 4, 4, 4])
+    order = net.constant(np.array([0, 3, 1, 2]))  # every row and column once in each half, but never the same two
+    turned = net.node("Gather", [back, order], ["N", 4, 4, 4], axis=1)
+    coupling = coupled(net.build(net.conv(turned, 4, group=2)))
+    assert coupling.units == 0
+    assert reasons(coupling)[("w_0", 0)].startswith("rows and columns of a split axis cut across parts")
 
 
 def test_channels_and_pixels_laid_out_anew_leave_nothing_that_could_go() -> None:

@@ -17,7 +17,7 @@ from graphprune.ir.graph import Graph
 from graphprune.ir.rules import RULES
 from graphprune.ir.surgery import remove
 from graphprune.passes import compensate, criteria, sparsify
-from graphprune.verify.equivalence import masked
+from graphprune.verify.masking import masked
 from tests.nets import Net
 from tests.oracles import (
     all_groups,

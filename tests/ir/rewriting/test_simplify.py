@@ -276,6 +276,21 @@ def test_one_tensor_in_two_roles_of_a_normalisation() -> None:
     assert_same_function(model, folded)
 
 
+def test_an_output_that_is_noted_as_a_single_number_gets_its_shape() -> None:
+    net = Net()
+    data = net.input(["N", 3, 4, 4])
+    model = net.build(net.conv(data, 2), net.reduce(data, [0, 1, 2, 3], keepdims=False))
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    with pytest.raises(onnx.shape_inference.InferenceError, match="differ in rank"):
+        onnx.checker.check_model(model, full_check=True)
+    assert simplify.correct_ranks(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    shape, single = (value.type.tensor_type.shape for value in model.graph.output)
+    assert [d.dim_param or d.dim_value for d in shape.dim] == ["N", 2, 4, 4]
+    assert list(single.dim) == []
+    assert simplify.correct_ranks(model) == 0
+
+
 def test_a_sparse_initializer_is_kept() -> None:
     net = Net()
     data = net.input(["N", 3])

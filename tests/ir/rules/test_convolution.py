@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 from graphprune.ir.surgery import remove
-from graphprune.verify.equivalence import masked
+from graphprune.verify.masking import masked
 from tests.nets import Net
 from tests.oracles import (
     all_groups,

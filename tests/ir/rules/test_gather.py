@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto
 
 from tests.nets import Net
-from tests.oracles import assert_exact, reasons, units_on
+from tests.oracles import assert_exact, coupled, reasons, units_on
 
 
 @pytest.mark.parametrize("indices", [[3, 0, 5, 5], [-1, 2], list(range(8))[::-1]])
@@ -45,3 +45,34 @@ def test_an_embedding_is_narrowed_and_its_words_stay() -> None:
     coupling = assert_exact(net.build(net.linear(net.relu(embedded), 3)))
     assert units_on(coupling, table, 1) == list(range(8))
     assert coupling.units == 8
+
+
+@pytest.mark.parametrize("batched", [0, 1])
+def test_gather_nd_passes_the_axes_behind_those_that_it_picks_from(batched: int) -> None:
+    net = Net(13)
+    hidden = net.relu(net.linear(net.input([2, 4, 3]), 8))
+    # Of every sample a step (batched), or of two samples.
+    picks = np.array([[3], [1]] if batched else [[1, 2], [0, 3], [1, 1]])
+    picked = net.node("GatherND", [hidden, net.constant(picks)], [len(picks), 8], batch_dims=batched)
+    coupling = assert_exact(net.build(net.gemm(picked, 2), net.linear(hidden, 3)))
+    assert units_on(coupling, "w_1", 1) == units_on(coupling, "w_0", 1) == list(range(8))
+
+
+def test_gather_nd_keeps_the_axes_that_it_picks_from() -> None:
+    net = Net(13)
+    hidden = net.relu(net.conv(net.input([2, 3, 4]), 6))
+    picked = net.node("GatherND", [hidden, net.constant(np.array([[0, 5], [1, 0]]))], [2, 4])
+    coupling = coupled(net.build(net.gemm(picked, 2)))
+    assert coupling.units == 0
+    assert reasons(coupling)["w_0", 0] == "GatherND picks positions of the axis by indices"
+
+
+@pytest.mark.parametrize("op", ["Gather", "GatherND"])
+def test_what_kept_the_axes_before_is_told(op: str) -> None:
+    net = Net(17)
+    hidden = net.linear(net.input([4, 3]), 8)
+    normed = net.node("LayerNormalization", [hidden, net.vector(8)])
+    steps = net.node("Cast", [net.input([5, 1])], kind=TensorProto.INT64, to=TensorProto.INT64)
+    places = steps if op == "GatherND" else net.squeeze(steps, [1])
+    coupling = coupled(net.build(net.linear(net.node(op, [normed, places], [5, 8]), 2)))
+    assert reasons(coupling)["w_1", 0].startswith("LayerNormalization normalises over the axis")

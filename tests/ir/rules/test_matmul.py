@@ -10,7 +10,7 @@ import pytest
 
 from graphprune.ir.coupling.units import FROZEN, Coupling
 from graphprune.ir.surgery import remove
-from graphprune.verify.equivalence import masked
+from graphprune.verify.masking import masked
 from tests.nets import Extent, Net
 from tests.oracles import (
     all_groups,

@@ -217,3 +217,23 @@ def test_fused_embeddings_are_frozen_with_a_reason() -> None:
     assert {reasons(coupling)["table_0", axis] for axis in (0, 1)} == {text}
     assert reasons(coupling)["w_0", 0] == text
     assert coupling.units == 8
+
+
+def test_mean_variance_normalisation_passes_the_channels_unless_it_runs_over_them() -> None:
+    for axes, units in (((0, 2, 3), 6), ((1, 2, 3), 0)):
+        net = Net()
+        data = net.conv(net.input([2, 3, 4, 4]), 6)
+        model = net.build(net.conv(net.node("MeanVarianceNormalization", [data], axes=list(axes)), 2))
+        assert coupled(model).units == units
+        if units:
+            assert_exact(model)
+
+
+def test_a_norm_over_the_last_axis_passes_the_channels() -> None:
+    for axis, units in ((-1, 6), (1, 0)):
+        net = Net()
+        data = net.conv(net.input([2, 3, 4, 4]), 6)
+        model = net.build(net.conv(net.node("LpNormalization", [data], axis=axis, p=2), 2))
+        assert coupled(model).units == units
+        if units:
+            assert_exact(model)

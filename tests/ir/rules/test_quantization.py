@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphprune.ir.quantized import Quantized
 from graphprune.ir.surgery import remove
-from graphprune.verify.equivalence import masked
+from graphprune.verify.masking import masked
 from tests.nets import Net
 from tests.oracles import (
     assert_close,
@@ -343,6 +343,54 @@ def test_dynamic_quantisation_is_exact(op: str, per_channel: bool) -> None:
         pruned = check_dynamic(coupling, removal(coupling, [units[place] for place in gone]), inputs)
         assert_close(run(build(mask)[1], inputs), run(pruned, inputs), 1e-6)
         assert values(pruned)["mask"].size == 6 - len(gone)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("states", [False, True])
+def test_a_dynamically_quantised_lstm_is_exact(directions: int, per_row: bool, states: bool) -> None:
+    """A hidden unit whose gates read nothing stays 0, and is in no range: without it, all else is the same."""
+    units, gates = 6, 24
+
+    def build(mask: Any) -> Any:
+        net, keep = QuantizedNet(seed=5), np.asarray(mask) != 0
+        net.imports["com.microsoft"] = 1
+        data = net.relu(net.linear(net.input([5, 2, 3]), 4))
+        names, scales = [data], []
+        for rows in (4, units):
+            size = (directions, gates) if per_row else (directions,)
+            zero = 0 if per_row else 3  # ONNX Runtime takes no others by row
+            numbers = net.random.integers(-50, 50, (directions, rows, gates))
+            stored = np.where(np.tile(keep, 4), numbers, zero)
+            names.append(net.initializer(stored, net.name("w"), TensorProto.INT8))
+            scales.append(net.initializer(net.random.uniform(0.01, 0.03, size), net.name("scale")))
+            scales.append(net.initializer(np.full(size, zero), net.name("zero"), TensorProto.INT8))
+        bias = net.random.uniform(-0.5, 0.5, (directions, 2 * gates)) * np.tile(keep, 8)
+        first = [net.initializer(net.random.normal(size=(directions, 2, units)) * keep, name) for name in ("h", "c")]
+        names += [net.initializer(bias, "bias"), "", *(first if states else ["", ""]), "", *scales]
+        direction = "bidirectional" if directions == 2 else "forward"
+        shapes = [[5, directions, 2, units], [directions, 2, units]]
+        made, last = net.nodes_of(
+            "DynamicQuantizeLSTM", names, shapes, domain="com.microsoft", hidden_size=units, direction=direction
+        )
+        turned = net.transpose(made, [0, 2, 1, 3])
+        joined = net.reshape(turned, [5, 2, directions * units], [5, 2, directions * units])
+        return net.build(net.linear(joined, 3), net.linear(last, 2))
+
+    model = build(np.ones(units))
+    coupling = coupled(model)
+    assert sorted(len(group.units) for group in coupling.groups) == [4, 6]
+    hidden, inputs = units_on(coupling, "bias", 1)[:units], feeds(model)
+    for gone in ([0], [1, 4], [0, 2, 3, 4, 5]):
+        mask = np.ones(units)
+        mask[gone] = 0
+        pruned = check_dynamic(coupling, removal(coupling, [hidden[place] for place in gone]), inputs)
+        assert_close(run(build(mask), inputs, optimised=False), run(pruned, inputs, optimised=False), 1e-6)
+        left = values(pruned)
+        assert left["w_2"].shape == (directions, units - len(gone), 4 * (units - len(gone)))
+        assert left["scale_1"].shape == ((directions, 4 * (units - len(gone))) if per_row else (directions,))
+    inputs_too = removal(coupling, [*hidden[:2], *units_on(coupling, "w_0", 1)[:2]])
+    assert values(check_dynamic(coupling, inputs_too, inputs))["w_1"].shape == (directions, 2, 16)
 
 
 def check_dynamic(coupling: Any, removed: Any, inputs: Any) -> Any:

@@ -14,7 +14,7 @@ from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.surgery import remove
 from graphprune.passes.canonicalize import canonicalize
-from graphprune.verify.equivalence import masked
+from graphprune.verify.masking import masked
 
 STEPS, BATCH, INPUTS, HIDDEN, OUTPUTS = 5, 2, 6, 8, 3
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

@@ -91,3 +91,24 @@ def test_space_to_depth_repeats_channels() -> None:
     assert units_on(coupling, "w_1", 1) == units_on(coupling, "w_0", 0) * 4
     assert list(all_groups(coupling).values()) == [5]
     assert len(values(coupling.graph.proto)) == 4
+
+
+def test_samples_are_taken_of_every_channel_by_itself() -> None:
+    net = Net(20)
+    data = net.relu(net.conv(net.input([2, 3, 4, 4]), 6))
+    grid = net.initializer(net.random.uniform(-1, 1, (2, 3, 5, 2)), "grid")
+    sampled = net.node("GridSample", [data, grid], [2, 6, 3, 5])
+    rows = net.initializer(np.array([[0.0, 0.0, 3.0, 3.0], [1.0, 0.0, 2.0, 3.0]]), "rois")
+    which = net.initializer(np.array([0, 1]), "which")
+    pooled = net.node("RoiAlign", [data, rows, which], [2, 6, 2, 2], output_height=2, output_width=2)
+    coupling = assert_exact(net.build(net.conv(sampled, 2), net.conv(pooled, 2)))
+    assert units_on(coupling, "w_1", 1) == units_on(coupling, "w_2", 1) == units_on(coupling, "w_0", 0)
+
+
+def test_where_samples_are_taken_is_frozen() -> None:
+    net = Net(20)
+    data = net.input([2, 3, 4, 4])
+    grid = net.transpose(net.conv(net.input([2, 3, 5, 5]), 2), [0, 2, 3, 1])
+    coupling = coupled(net.build(net.conv(net.node("GridSample", [data, grid], [2, 3, 5, 5]), 2)))
+    assert coupling.units == 0
+    assert reasons(coupling)["w_0", 0].startswith("GridSample takes samples along the axis")
