@@ -236,8 +236,7 @@ def assert_legal(coupling: Coupling, removed: Array) -> None:
     gone = np.append(removed, False)
     assert FROZEN == -1
     for name, arrays in coupling.ids.items():
-        for ids in arrays:
-            assert not gone[ids].all(), name
+        assert not _emptied(arrays, gone), name
     for parts in coupling.balances:
         counts = gone[parts].sum(axis=1)
         assert (counts == counts[0]).all()
@@ -315,20 +314,28 @@ def random_removal(coupling: Coupling, fraction: float | None, seed: int, *, spa
             removed[random.choice(group.units)] = False
     else:
         removed = random.random(coupling.units) < fraction
-    arrays = [ids.ravel() for own in coupling.ids.values() for ids in own]
+    tensors = [*coupling.ids.values()]
     if spare_groups:
-        arrays += [group.units for group in coupling.groups]
-    while _put_back(removed, arrays, coupling.balances, random):
+        tensors += [(group.units,) for group in coupling.groups]
+    while _put_back(removed, tensors, coupling.balances, random):
         pass
     return removed
 
 
-def _put_back(removed: Array, arrays: Sequence[Array], balances: Sequence[Array], random: np.random.Generator) -> bool:
+def _emptied(arrays: Sequence[Array], gone: Array) -> bool:
+    """Whether nothing of a tensor is left: each of its positions goes by one of its arrays."""
+    return bool(arrays) and bool(np.logical_or.reduce(np.broadcast_arrays(*(gone[ids] for ids in arrays))).all())
+
+
+def _put_back(
+    removed: Array, tensors: Sequence[Sequence[Array]], balances: Sequence[Array], random: np.random.Generator
+) -> bool:
     """Put units back where a constraint is broken; return whether any was."""
     changed = False
-    for ids in arrays:
-        if np.append(removed, False)[ids].all():
-            removed[random.choice(ids)] = False
+    for arrays in tensors:
+        while _emptied(arrays, np.append(removed, False)):
+            lost = [ids[np.append(removed, False)[ids]] for ids in arrays]
+            removed[random.choice(np.concatenate(lost))] = False
             changed = True
     for parts in balances:
         lost = np.append(removed, False)[parts]
