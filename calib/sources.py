@@ -71,6 +71,10 @@ def open_source(
         return data
     if isinstance(data, (str, os.PathLike)):
         return _from_path(os.fspath(data), specs, preprocessing)
+    return _from_object(data, specs)
+
+
+def _from_object(data: Any, specs: tuple[InputSpec, ...]) -> Source:
     where = "the calibration data given"
     if isinstance(data, Mapping):
         return _from_arrays(data, specs, where)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.ir.coupling.atoms import Reason
+from graphprune.ir.coupling.atoms import Reason, support
 from graphprune.ir.coupling.units import FROZEN, BoolArray, Coupling
 from graphprune.passes.balance import rounds
 from graphprune.passes.criteria import Scores, normalised
@@ -121,25 +121,25 @@ def take(coupling: Coupling, steps: Sequence[Step]) -> BoolArray:
     -------
     ndarray of bool, shape (units,)
     """
-    removed = np.zeros(coupling.units, dtype=np.bool_)
+    gone = np.zeros(coupling.units + 1, dtype=np.bool_)  # FROZEN indexes the last entry
     for step in steps:
-        removed[step.units] = True
+        gone[step.units] = True
     for arrays in coupling.ids.values():
-        while _starved(arrays, removed):
+        while _starved(arrays, gone):
             # The step taken last that feeds the axis is the one that matters most.
             units = np.concatenate([ids.ravel() for ids in arrays])
-            back = next(step for step in reversed(steps) if removed[step.units[0]] and np.isin(step.units, units).any())
-            removed[back.units] = False
-    return removed
+            back = next(step for step in reversed(steps) if gone[step.units[0]] and np.isin(step.units, units).any())
+            gone[back.units] = False
+    return gone[:-1]
 
 
-def _starved(arrays: Sequence[IntArray], removed: BoolArray) -> bool:
-    """Whether nothing of a tensor is left."""
-    gone = [np.append(removed, False)[ids] for ids in arrays]
-    if any(bool(lost.all()) for lost in gone):
-        return True
-    lost = [array for array in gone if array.any()]
-    return len(lost) > 1 and bool(np.logical_or.reduce(np.broadcast_arrays(*lost)).all())
+def _starved(arrays: Sequence[IntArray], gone: BoolArray) -> bool:
+    """Whether nothing is left of an axis of a tensor; arrays over the same axes count together."""
+    lost: dict[tuple[int, ...], BoolArray] = {}
+    for ids in arrays:
+        axes = support(ids)
+        lost[axes] = lost[axes] | gone[ids] if axes in lost else gone[ids]
+    return any(bool(array.all()) for array in lost.values())
 
 
 def _clusters(coupling: Coupling) -> list[list[IntArray]]:

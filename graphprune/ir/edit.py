@@ -52,7 +52,7 @@ class Edit:
 
     def changes(self, name: str) -> bool:
         """Return whether a tensor loses positions."""
-        return self.coupling.keeps(name, self.removed) is not None
+        return self.coupling.loses(name, self.removed)
 
     def kept(self, name: str, axis: int) -> BoolArray | None:
         """Return which positions along one axis stay, None when all do."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Collection, Sequence
 
 from graphprune.ir.coupling.atoms import Atoms, IdArray, Ids, Reason, along, lift, support
 from graphprune.ir.coupling.splits import Splits
@@ -78,9 +76,10 @@ class Coupler:
         for ids in self.ids_of.get(name, ()):
             if support(ids) == (axis,):
                 return ids.ravel()
-        for ids in self.ids_of.get(name, ()):
+        for ids in self.ids_of.get(name, ()):  # of a grouped convolution's weight, whose rows are read one by one here
             if axis in support(ids):
-                return self.square(ids, axis)
+                tied = self.atoms.tie(ids, [other for other in support(ids) if other != axis])
+                return None if tied is None else tied.ravel()
         if not isinstance(extent, int):
             return None
         fresh = self.atoms.new((extent,))
@@ -183,6 +182,13 @@ class Coupler:
                 passed.append(tied)
         return passed
 
+    def pass_others(self, node: Node, axes: Collection[int], text: str) -> None:
+        """Freeze these axes of a node's first input for the reason given; every output gets the ids of the others."""
+        rank = len(self.shape(node.input(0)) or ())
+        passed = self.pass_axes(node, node.input(0), [axis for axis in range(rank) if axis not in axes], text)
+        for name in node.outputs:
+            self.set(name, passed, Reason(node.label, node.op, text))
+
     def on_axes(self, name: str, axes: Sequence[int]) -> list[IdArray]:
         """Return the ids of a tensor that lie within the given axes."""
         return [ids for ids in self.ids(name) if set(support(ids)) <= set(axes)]
@@ -266,12 +272,6 @@ class Coupler:
         arrays = self.ids_of.setdefault(name, [])
         if dims[axis] > 1 and not any(axis in support(ids) for ids in arrays):
             arrays.append(along(self.atoms.new((dims[axis],)), len(dims), axis))
-
-    def square(self, ids: IdArray, axis: int) -> IdArray:
-        """Make a many-axis array a product of its axes, by joining equal offsets; return the one axis asked for."""
-        rows = np.moveaxis(ids, axis, -1).reshape(-1, ids.shape[axis])
-        self.atoms.join(rows[:1], rows)
-        return np.asarray(rows[0])
 
     def _merge(self, node: Node, rank: int, operands: Sequence[tuple[str, Shape]]) -> list[IdArray]:
         merged: list[IdArray] = []

@@ -26,7 +26,6 @@ from graphprune.ir.nodes import Node
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 """Of these are the extents that stand for unknown ones when a shuffle is tried out."""
-SLABS = frozenset({"Gather", "Slice", "Split"})
 
 
 @dataclass

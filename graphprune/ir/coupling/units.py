@@ -156,6 +156,11 @@ class Coupling:
         together: BoolArray = np.any(lost, axis=0) if lost else np.zeros(0, dtype=np.bool_)
         return together if together.any() else None
 
+    def loses(self, name: str, removed: BoolArray) -> bool:
+        """Return whether a tensor loses positions; without laying out which, as `keeps` does."""
+        gone = np.append(removed, False)
+        return any(bool(gone[ids].any()) for ids in self.ids.get(name, ()))
+
     def keeps(self, name: str, removed: BoolArray) -> BoolArray | None:
         """Return which positions of a tensor stay, broadcastable to its shape; None when all do.
 

@@ -99,7 +99,7 @@ def _add_node(proto: onnx.ModelProto, graph: Graph, node: Node, delta: FloatArra
     rank = len(graph.shape(output) or ())
     shaped = delta.reshape(-1, *[1] * (rank - 2)) if node.op == "Conv" else delta
     bias = _new(proto, graph, f"{output}_bias", shaped, _element_type(graph, node))
-    inner = _unused(graph, f"{output}_without_bias")
+    inner = graph.unused(f"{output}_without_bias")
     node.proto.output[0] = inner
     place = next(index for index, other in enumerate(proto.graph.node) if inner in other.output)
     proto.graph.node.insert(place + 1, onnx.helper.make_node("Add", [inner, bias], [output]))
@@ -112,13 +112,7 @@ def _element_type(graph: Graph, node: Node) -> int:
 
 
 def _new(proto: onnx.ModelProto, graph: Graph, name: str, values: npt.NDArray[np.floating], kind: int) -> str:
-    name = _unused(graph, name)
+    name = graph.unused(name)
     typed = values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
     proto.graph.initializer.append(numpy_helper.from_array(typed, name))
-    return name
-
-
-def _unused(graph: Graph, name: str) -> str:
-    while name in graph.initializers or name in graph.producer or name in graph.inputs:
-        name += "_"
     return name

@@ -41,10 +41,7 @@ def couple_batch_normalization(node: Node, coupler: Coupler) -> None:
 
 def couple_lrn(node: Node, coupler: Coupler) -> None:
     """Freeze the channels, pass the rest."""
-    rank = len(coupler.shape(node.input(0)) or ())
-    others = [axis for axis in range(rank) if axis != 1]
-    text = "LRN divides by a sum over neighbouring channels: removing one is not zeroing it"
-    coupler.set(node.outputs[0], coupler.pass_axes(node, node.input(0), others, text), Reason(node.label, "LRN", text))
+    coupler.pass_others(node, (1,), "LRN divides by a sum over neighbouring channels: removing one is not zeroing it")
 
 
 def couple_instance_normalization(node: Node, coupler: Coupler) -> None:
@@ -131,10 +128,8 @@ def couple_normalized_axes(node: Node, coupler: Coupler) -> None:
     rank = len(coupler.shape(node.input(0)) or ())
     by_moments = node.op == "MeanVarianceNormalization"
     axes = node.attributes.get("axes", (0, 2, 3)) if by_moments else (node.attributes.get("axis", -1),)
-    others = [axis for axis in range(rank) if axis not in {int(over) % rank for over in axes}]
     text = f"{node.op} normalises over the axis: removing a position is not zeroing it"
-    passed = coupler.pass_axes(node, node.input(0), others, text)
-    coupler.set(node.outputs[0], passed, Reason(node.label, node.op, text))
+    coupler.pass_others(node, {int(axis) % rank for axis in axes}, text)
 
 
 RULES = {

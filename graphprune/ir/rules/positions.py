@@ -38,9 +38,7 @@ def couple_by(axes_of: Axes) -> Callable[[Node, Coupler], None]:
         reason = Reason(node.label, node.op, f"{node.op} acts by the order of the axis's positions")
         for name in node.inputs[1:]:
             coupler.freeze_tensor(name, reason)
-        passed = coupler.pass_axes(node, node.input(0), [axis for axis in range(rank) if axis not in axes], reason.text)
-        for name in node.outputs:
-            coupler.set(name, passed, reason)
+        coupler.pass_others(node, axes, reason.text)
 
     return couple
 

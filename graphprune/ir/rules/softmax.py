@@ -8,7 +8,6 @@ Reference: https://onnx.ai/onnx/operators/onnx__Softmax.html
 
 from __future__ import annotations
 
-from graphprune.ir.coupling.atoms import Reason
 from graphprune.ir.coupling.coupler import Coupler
 from graphprune.ir.nodes import Node
 from graphprune.ir.rules.rule import Rule
@@ -25,9 +24,7 @@ def couple_softmax(node: Node, coupler: Coupler) -> None:
     else:
         normalised = {int(node.attributes.get("axis", -1)) % rank}
     text = f"{node.op} normalises over the axis: removing a position is not zeroing it"
-    others = [axis for axis in range(rank) if axis not in normalised]
-    ids = coupler.pass_axes(node, node.input(0), others, text)
-    coupler.set(node.outputs[0], ids, Reason(node.label, node.op, text))
+    coupler.pass_others(node, normalised, text)
 
 
 RULES = {op: Rule(couple_softmax) for op in ("Softmax", "LogSoftmax", "Hardmax")}
