@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
 from graphprune import record
+from graphprune.analysis import analyse, source_for
+from graphprune.building import Draft, build
 from graphprune.calib.sources import SourceLike
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
@@ -17,17 +19,9 @@ from graphprune.ledger import CalibrationRecord, DeclinedRecord, FileRecord, Gro
 from graphprune.passes import trim
 from graphprune.passes.choice import take
 from graphprune.passes.sparsify import allowed_nonzero
-from graphprune.pipeline import (
-    Draft,
-    Stopwatch,
-    analyse,
-    build,
-    choose,
-    source_for,
-    trial_error,
-    verify,
-)
+from graphprune.pipeline import decide, verify
 from graphprune.recipe import Recipe, demand_recipe
+from graphprune.watch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -104,14 +98,14 @@ def prune(
     source = source_for(original, recipe, calibration)
     watch = Stopwatch()
     analysis = analyse(original, recipe, source, watch, progress)
-    with watch.time("choose"):
-        removed = choose(analysis, recipe, trial_error(original, analysis, recipe, source))
-    draft = build(analysis, removed, recipe, watch)
+    with watch.time("decide"):
+        decision = decide(original, analysis, recipe, source)
+    draft = build(analysis, decision.plan, recipe, watch)
     if not draft.kept and not draft.zeroed and _reaches(original.proto, recipe.target):
         draft = Draft(original.proto)
     with watch.time("verify"):
-        verification = verify(original, analysis, removed, draft.model, recipe, source)
-    ledger = record.record(original, recipe, source, analysis, removed, draft, verification, watch)
+        verification = verify(original, analysis, decision.plan.removed, draft.model, recipe, source)
+    ledger = record.record(original, recipe, source, analysis, decision, draft, verification, watch)
     return draft.model, ledger
 
 
@@ -143,7 +137,7 @@ def inspect(
     demand_recipe(recipe)
     original = as_model(model)
     source = source_for(original, recipe, calibration)
-    analysis = analyse(original, recipe, source, Stopwatch(), progress)
+    analysis = analyse(original, replace(recipe, recover=False), source, Stopwatch(), progress)
     named = take(analysis.coupling, trim.by_threshold(analysis.coupling, analysis.scores))
     alone = record.left_alone(analysis)
     return Inspection(

@@ -19,7 +19,7 @@ from graphprune.api import as_model, inspect, prune
 from graphprune.comparison import compare
 from graphprune.errors import GraphPruneError
 from graphprune.output import check_output, write
-from graphprune.recipe import Recipe, read_recipe
+from graphprune.recipe import CRITERIA, SPARSIFIERS, Recipe, read_recipe
 from graphprune.verify.gate import Gate
 
 INTERRUPTED = 130
@@ -113,7 +113,21 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> s
     metavar="S",
     help="Share of the target met by removing units: auto, or 0 (zeros only) to 1 (removal only).",
 )
-@click.option("--criterion", default="apoz", show_default=True, help="Score of a unit: apoz or activation.")
+@click.option(
+    "--criterion",
+    default="auto",
+    show_default=True,
+    metavar="C",
+    help=f"What orders the units that go: {', '.join(CRITERIA)}.",
+)
+@click.option(
+    "--sparsifier",
+    default="admm",
+    show_default=True,
+    metavar="Z",
+    help=f"What chooses the weights to zero: {', '.join(SPARSIFIERS)}.",
+)
+@click.option("--pattern", metavar="P", help="Where zeros may be: N:M input channels, or blocks INPUTSxOUTPUTS.")
 @click.option("--no-recover", is_flag=True, help="Plain removal and zeroing: kept weights stay bit-identical.")
 @_resize
 @_calibration
@@ -162,7 +176,13 @@ def prune_command(
 @click.argument("model", type=existing_file)
 @_calibration
 @_custom_ops
-@click.option("--criterion", default="apoz", show_default=True, help="Score of a unit: apoz or activation.")
+@click.option(
+    "--criterion",
+    default="auto",
+    show_default=True,
+    metavar="C",
+    help=f"What orders the units that go: {', '.join(CRITERIA)}.",
+)
 @_resize
 @_seed
 @_json

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphprune import record
+from graphprune.analysis import source_for
 from graphprune.calib.sources import InputSpec, SourceLike, input_specs
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.model import Model
 from graphprune.ledger import Change, FileRecord
 from graphprune.passes.canonicalize import canonicalize
-from graphprune.pipeline import compare_runs, source_for
+from graphprune.pipeline import compare_runs
 from graphprune.recipe import Recipe, demand_recipe
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate, check_gates

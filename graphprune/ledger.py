@@ -75,6 +75,54 @@ class Change:
 
 
 @dataclass(frozen=True)
+class RecoveryRecord:
+    """What a repair was predicted to come to, and what it came to on data that it was not computed from.
+
+    Attributes
+    ----------
+    fitted, held_out : int
+        Batches of calibration samples that a trial was computed from, and on which it was measured; 0 where there was
+        too little data to hold any out, and it was measured on what it was computed from. What is handed over is
+        computed from all.
+    predicted_l2, measured_l2 : float
+        Error of the outputs (of the logits, before a softmax) over their standard deviation.
+    agreement : float or None
+        Share of held-out samples whose largest class stayed; None where no output holds classes.
+    drop : float
+        As the gate on it counts; see `graphprune.verify.gate.drop`.
+    """
+
+    fitted: int
+    held_out: int
+    predicted_l2: float
+    measured_l2: float
+    agreement: float | None
+    drop: float
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What became of one layer that was solved anew.
+
+    Attributes
+    ----------
+    layer : str
+        Its weight.
+    ridge : float
+        What the change was shrunk by, in parts of the mean variance of what the layer reads; infinite where the weight
+        was left as it was.
+    before, after : float
+        Mean squared error of its output without and with the change, on samples that the change was not computed from;
+        ``after`` is not a number where there were too few to keep any back.
+    """
+
+    layer: str
+    ridge: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class GroupRecord:
     """One group of units.
 
@@ -191,6 +239,10 @@ class Ledger:
         Every axis left alone, and why; the largest share first.
     reasons : list of ReasonRecord
         The same, grouped.
+    recovery : RecoveryRecord or None
+        What was predicted, and what a trial showed; None where no kept weight was changed by calibration data.
+    repairs : list of LayerRecord
+        Layers whose weights were solved anew.
     seconds : dict of str to float
         Time that each pass took.
     """
@@ -214,6 +266,8 @@ class Ledger:
     equivalence: Proof
     fidelity: Fidelity
     gates: list[Gate]
+    recovery: RecoveryRecord | None = None
+    repairs: list[LayerRecord] = field(default_factory=list)
     resized: dict[str, ResizedRecord] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)

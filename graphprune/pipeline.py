@@ -1,89 +1,48 @@
-"""The passes and the order in which they run; nothing global."""
+"""From a model to what is left of it: decide, try, build, and verify; nothing global."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from graphprune.calib.run import calibrate, probes_for
-from graphprune.calib.sources import SourceLike, input_specs, open_source
-from graphprune.calib.stats import Key, Moments
+from graphprune.analysis import BATCH_SIZE, Analysis
+from graphprune.building import build
+from graphprune.calib.pairs import Track
 from graphprune.calib.stream import Source
-from graphprune.calib.synthetic import FREE_SIZES, free_sizes, random_source
-from graphprune.errors import ModelError, TargetError
-from graphprune.ir.cost import count_weights, weights_left
-from graphprune.ir.coupling.resizing import SAME, Resized, freed, resized
-from graphprune.ir.coupling.units import BoolArray, Coupling
-from graphprune.ir.coupling.walk import couple
-from graphprune.ir.graph import Graph
+from graphprune.errors import TargetError
+from graphprune.ir.coupling.resizing import SAME, Resized, resized
+from graphprune.ir.coupling.units import BoolArray
 from graphprune.ir.model import Model
-from graphprune.ir.session import Feeds, ModelLike, open_session, run_session
-from graphprune.ir.surgery import Kept, remove
-from graphprune.passes import compensate, sparsify, trim
-from graphprune.passes.canonicalize import canonicalize
-from graphprune.passes.criteria import Scores, score
-from graphprune.passes.fold import fold
+from graphprune.ir.session import Feeds, ModelLike
+from graphprune.ir.surgery import remove
+from graphprune.ledger import RecoveryRecord
+from graphprune.passes import trim
+from graphprune.planning import Plan, by_share, plan
 from graphprune.recipe import Recipe
-from graphprune.verify.equivalence import Proof, check_canonical, check_equivalence
+from graphprune.recovery.effects import compared_outputs, squared_error, values_of
+from graphprune.verify.equivalence import Proof, check_equivalence
 from graphprune.verify.fidelity import Fidelity, compare_outputs
 from graphprune.verify.gate import drop
 from graphprune.verify.latency import Latency, compare_latency
+from graphprune.watch import Stopwatch
 
 FIDELITY_SAMPLES = 256
 """Calibration samples on which original and results are compared."""
-BATCH_SIZE = 8
+SEARCH_STEPS = 6
+"""Targets that are tried to find the largest that holds ``--max-drop``."""
+MOST = 0.98
+"""The largest of them."""
 
 
 @dataclass(frozen=True)
-class Analysis:
-    """What is known of the model before anything is decided.
+class Decision:
+    """What goes, and what a trial of it showed; no trial where nothing is repaired."""
 
-    Attributes
-    ----------
-    coupling : Coupling
-        Of the canonical model.
-    statistics : dict of (str, int) to Moments
-        By tensor and axis.
-    scores : Scores
-    weights_before : int
-        Weights of the original.
-    """
-
-    coupling: Coupling
-    statistics: dict[Key, Moments]
-    scores: Scores
-    weights_before: int
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A model on its way through the passes.
-
-    Attributes
-    ----------
-    model : onnx.ModelProto
-    kept : dict
-        What stays of every initializer that lost something.
-    zeroed : dict of str to int
-        By initializer, how many of its weights were set to 0.
-    """
-
-    model: onnx.ModelProto
-    kept: Kept = field(default_factory=dict)
-    zeroed: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A named step that makes one draft of another, given the analysis and the units to remove."""
-
-    name: str
-    run: Callable[[Draft, Analysis, BoolArray, Recipe], Draft]
+    plan: Plan
+    recovery: RecoveryRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -95,98 +54,93 @@ class Verification:
     latency: Latency
 
 
-def _trim(draft: Draft, analysis: Analysis, removed: BoolArray, recipe: Recipe) -> Draft:
-    model, kept = remove(analysis.coupling, removed)
-    return replace(draft, model=model, kept=kept)
+class Trials:
+    """Builds plans from a part of the data, and measures them on the other; remembers what was tried.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        With a predictor.
+    recipe : Recipe
+    """
+
+    def __init__(self, analysis: Analysis, recipe: Recipe) -> None:
+        self.analysis = analysis
+        self.recipe = recipe
+        self.done: dict[bytes, RecoveryRecord] = {}
+        proto = analysis.coupling.graph.proto
+        self.names = compared_outputs(analysis.coupling.graph)
+        self.track = Track(proto, analysis.data.held_out, recipe.custom_ops)
+
+    def drop(self, plan: Plan) -> float:
+        """Return how much worse a plan makes the outputs."""
+        return self.of(plan).drop
+
+    def of(self, plan: Plan) -> RecoveryRecord:
+        """Return what became of a plan."""
+        key = plan.removed.tobytes() + repr(sorted(plan.kept.items())).encode()
+        if key not in self.done:
+            self.done[key] = self._measure(plan)
+        return self.done[key]
+
+    def _measure(self, plan: Plan) -> RecoveryRecord:
+        data, change = self.analysis.data, resized(self.analysis.coupling, plan.removed)
+        draft = build(self.analysis, plan, self.recipe, Stopwatch(), data.fitted)
+        before = self.analysis.coupling.graph.proto
+        fidelity = compare_outputs(before, draft.model, data.held_out, change=change, custom_ops=self.recipe.custom_ops)
+        names = [name for name in self.names if name not in change.outputs]
+        after = Track(draft.model, [change.cut_feeds(batch) for batch in data.held_out], self.recipe.custom_ops)
+        reference = values_of(self.track, names, self.track.known) if names else []
+        error = squared_error(reference, values_of(after, names, after.known)) if names else fidelity.relative_l2**2
+        return RecoveryRecord(
+            fitted=len(data.fitted) if data.splits else 0,
+            held_out=len(data.held_out) if data.splits else 0,
+            predicted_l2=float(np.sqrt(plan.error or 0.0)),
+            measured_l2=float(np.sqrt(error)),
+            agreement=fidelity.top1_agreement,
+            drop=drop(fidelity),
+        )
 
 
-def _compensate(draft: Draft, analysis: Analysis, removed: BoolArray, recipe: Recipe) -> Draft:
-    if recipe.recover:
-        deltas = compensate.plan(analysis.coupling, removed, analysis.statistics)
-        compensate.apply(draft.model, deltas)
-    return draft
-
-
-def _sparsify(draft: Draft, analysis: Analysis, removed: BoolArray, recipe: Recipe) -> Draft:
-    if recipe.target is None:
-        return draft
-    names = sparsify.zeroable(analysis.coupling.graph, analysis.coupling.contractions)
-    final = fold(draft.model) if recipe.recover else draft.model
-    zeros = sparsify.plan(draft.model, names, weights_before=analysis.weights_before, target=recipe.target, final=final)
-    sparsify.apply(draft.model, zeros)
-    return replace(draft, zeroed={name: len(indices) for name, indices in zeros.items()})
-
-
-def _fold(draft: Draft, analysis: Analysis, removed: BoolArray, recipe: Recipe) -> Draft:
-    return replace(draft, model=fold(draft.model)) if recipe.recover else draft
-
-
-PASSES = (Pass("trim", _trim), Pass("compensate", _compensate), Pass("sparsify", _sparsify), Pass("fold", _fold))
-"""What makes the result of the canonical model, in order."""
-
-
-class Stopwatch:
-    """Seconds by name, summed up."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def time(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def source_for(original: Model, recipe: Recipe, calibration: SourceLike) -> Source:
-    """Open the calibration data; without any, make random inputs, of the first free size that the model runs on."""
-    specs = input_specs(original.proto)
-    if calibration is not None or not free_sizes(specs):
-        return open_source(calibration, specs, seed=recipe.seed)
-    sources = [random_source(specs, recipe.seed, free_size=size) for size in FREE_SIZES]
-    for source in sources:
-        try:
-            session = open_session(original.path or original.proto, custom_ops=recipe.custom_ops)
-            run_session(session, next(iter(source.batches(BATCH_SIZE))))
-        except ModelError:
-            continue
-        return source
-    return sources[0]  # the error that it leads to is the one to show
-
-
-def analyse(
-    original: Model, recipe: Recipe, source: Source, watch: Stopwatch, progress: Callable[[int], None] | None = None
-) -> Analysis:
-    """Bring the model into canonical form, couple it, and measure its activations.
+def decide(original: Model, analysis: Analysis, recipe: Recipe, source: Source) -> Decision:
+    """Decide what goes.
 
     Raises
     ------
-    RecipeError
-        When an input or output that may be resized does not exist.
-    ModelError
-        When the model cannot be used: its graph contradicts itself, or its outputs are random or not numbers.
+    TargetError
+        When the target cannot be reached.
     """
-    with watch.time("canonicalize"):
-        canonical = canonicalize(original.proto)
-    graph = Graph(canonical)
-    may_change = freed(graph, recipe.allow_resize)
-    with watch.time("check"):
-        batch = next(iter(source.batches(BATCH_SIZE)))
-        check_canonical(original.path or original.proto, canonical, batch, custom_ops=recipe.custom_ops)
-    with watch.time("couple"):
-        coupling = couple(graph, may_change.names, may_change.states)
-    with watch.time("calibrate"):
-        statistics = calibrate(
-            coupling.graph, probes_for(coupling), source, custom_ops=recipe.custom_ops, progress=progress
-        )
-    with watch.time("score"):
-        scores = score(coupling, statistics, recipe.criterion)
-    return Analysis(coupling, statistics, scores, count_weights(original.proto))
+    if analysis.predictor is None:
+        return Decision(Plan(by_rule(analysis, recipe, trial_error(original, analysis, recipe, source))))
+    trials = Trials(analysis, recipe)
+    if recipe.target is None and recipe.channels is None and recipe.pattern is None:
+        chosen = search(analysis, recipe, trials)
+    else:
+        chosen = plan(analysis, recipe, recipe.target, trials.drop)
+    nothing = not chosen.removed.any() and not chosen.kept
+    return Decision(chosen) if nothing else Decision(chosen, trials.of(chosen))
 
 
-def choose(analysis: Analysis, recipe: Recipe, trial: Callable[[BoolArray], float]) -> BoolArray:
-    """Decide which units go.
+def search(analysis: Analysis, recipe: Recipe, trials: Trials) -> Plan:
+    """Return the plan of the largest target whose drop, on held-out data, is at most what the recipe allows."""
+    best = Plan(np.zeros(analysis.coupling.units, dtype=np.bool_), {}, 0.0)
+    low, high = 0.0, MOST
+    for _ in range(SEARCH_STEPS):
+        middle = (low + high) / 2
+        try:
+            tried = plan(analysis, recipe, middle, trials.drop)
+        except TargetError:
+            high = middle
+            continue
+        if trials.drop(tried) <= (recipe.max_drop or 0.0):
+            best, low = tried, middle
+        else:
+            high = middle
+    return best
+
+
+def by_rule(analysis: Analysis, recipe: Recipe, trial: Callable[[Plan], float]) -> BoolArray:
+    """Decide which units go where nothing is predicted: by the scores' ranks.
 
     Parameters
     ----------
@@ -194,50 +148,27 @@ def choose(analysis: Analysis, recipe: Recipe, trial: Callable[[BoolArray], floa
     recipe : Recipe
     trial : callable
         Gives the error of the outputs that a removal leads to; asked only where ``structural`` is ``"auto"``.
-
-    Returns
-    -------
-    ndarray of bool, shape (units,)
-
-    Raises
-    ------
-    TargetError
-        When removal alone cannot reach its share of the target.
     """
     coupling, scores = analysis.coupling, analysis.scores
     if recipe.channels is not None:
-        return trim.by_fraction(coupling, scores, recipe.channels)
+        return trim.by_fraction(coupling, analysis.queues, recipe.channels)
     if recipe.structural == "auto":
-        return trim.by_trial(coupling, trim.by_threshold(coupling, scores), trial)
-    removed = np.zeros(coupling.units, dtype=np.bool_)
-    if recipe.structural == 0:
-        return removed
-    outside = count_weights(coupling.graph.proto) - weights_left(coupling, removed)
-    most_left = sparsify.allowed_nonzero(analysis.weights_before, float(recipe.structural) * (recipe.target or 0.0))
-    return trim.by_weights(coupling, scores, most_left, weights_outside=outside, weights_before=analysis.weights_before)
+        steps = trim.by_threshold(coupling, scores)
+        return trim.by_trial(coupling, steps, lambda removed: trial(Plan(removed)))
+    return by_share(analysis, trim.by_rank(analysis.queues), recipe.target, float(recipe.structural))
 
 
-def build(analysis: Analysis, removed: BoolArray, recipe: Recipe, watch: Stopwatch) -> Draft:
-    """Run the passes."""
-    draft = Draft(analysis.coupling.graph.proto)
-    for step in PASSES:
-        with watch.time(step.name):
-            # Every pass may write into the model that it is given, and trim, the first, makes a new one.
-            draft = step.run(draft, analysis, removed, recipe)
-    return draft
-
-
-def trial_error(original: Model, analysis: Analysis, recipe: Recipe, source: Source) -> Callable[[BoolArray], float]:
-    """Return a function that builds the result of a removal and measures its `drop`."""
+def trial_error(original: Model, analysis: Analysis, recipe: Recipe, source: Source) -> Callable[[Plan], float]:
+    """Return a function that builds the result of a plan and measures its `drop`."""
     subset = source.subset(FIDELITY_SAMPLES)
     before = original.path or original.proto
 
-    def error(removed: BoolArray) -> float:
+    def error(plan: Plan) -> float:
         try:
-            draft = build(analysis, removed, recipe, Stopwatch())
+            draft = build(analysis, plan, recipe, Stopwatch())
         except TargetError:  # zeros alone do not reach the target after so little removal
             return float("inf")
-        change = resized(analysis.coupling, removed)
+        change = resized(analysis.coupling, plan.removed)
         batches = subset.batches(BATCH_SIZE)
         return drop(compare_outputs(before, draft.model, batches, change=change, custom_ops=recipe.custom_ops))
 

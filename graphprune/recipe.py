@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,7 +18,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-CRITERIA = ("apoz", "activation")
+CRITERIA = ("auto", "obs", "apoz", "activation", "l1", "l2", "taylor", "random")
+SPARSIFIERS = ("admm", "obs", "wanda", "magnitude")
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,17 @@ class Recipe:
         Share of `target` to be met by removing units, in [0, 1]: 1 is removal only, 0 zeros only. ``"auto"`` removes
         the units that the criterion's rule names, as far as the outputs bear it.
     criterion : str
-        ``"apoz"`` or ``"activation"``.
+        One of `CRITERIA`: how units are ordered. ``"auto"`` takes for every group the order of least predicted error.
+    sparsifier : str
+        One of `SPARSIFIERS`: how the weights to zero are chosen where kept weights may change.
+    pattern : str or None
+        Where zeros may be: ``"2:4"`` keeps two of every four input channels, ``"16x1"`` zeros blocks of 16 inputs by 1
+        output. Anywhere by default.
     recover : bool
         Whether kept weights may change to repair what a removal did; where not, they stay bit-identical.
     max_latency_ratio, max_drop : float or None
-        Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]).
+        Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]). `max_drop` without
+        `target`, `channels` and `pattern` asks for the largest sparsity that holds it.
     allow_resize : tuple of str
         Graph inputs and outputs that may lose positions; all others keep their shapes. ``IN=OUT`` frees a state, an
         input that the caller feeds back from an output: both lose the same positions.
@@ -60,7 +68,9 @@ class Recipe:
     target: float | None = None
     channels: float | None = None
     structural: float | Literal["auto"] = "auto"
-    criterion: str = "apoz"
+    criterion: str = "auto"
+    sparsifier: str = "admm"
+    pattern: str | None = None
     recover: bool = True
     max_latency_ratio: float | None = None
     max_drop: float | None = None
@@ -71,8 +81,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.target is None and self.channels is None:
-            raise RecipeError("nothing is asked for", hint="give --target, --channels, or both")
+        if all(value is None for value in (self.target, self.channels, self.pattern, self.max_drop)):
+            raise RecipeError("nothing is asked for", hint="give --target, --channels, --pattern or --max-drop")
         for field in fields(self):
             value = getattr(self, field.name)
             _demand(field.name, value)
@@ -153,6 +163,13 @@ def _whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def _is_pattern(value: str) -> bool:
+    found = re.fullmatch(r"(\d{1,4})([:x])(\d{1,4})", value)
+    return (
+        bool(found) and int(found[1]) > 0 and (int(found[1]) < int(found[3]) or (found[2] == "x" and int(found[3]) > 0))
+    )
+
+
 def _names(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value)
 
@@ -172,6 +189,11 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         '"auto", or from 0 to 1',
     ),
     "criterion": (lambda value: isinstance(value, str) and value in CRITERIA, f"one of {', '.join(CRITERIA)}"),
+    "sparsifier": (lambda value: isinstance(value, str) and value in SPARSIFIERS, f"one of {', '.join(SPARSIFIERS)}"),
+    "pattern": (
+        lambda value: isinstance(value, str) and _is_pattern(value),
+        "N:M with 0 < N < M (2:4), or INPUTSxOUTPUTS of a block (16x1)",
+    ),
     "recover": (lambda value: isinstance(value, bool), "true or false"),
     "max_latency_ratio": (lambda value: _number(value) and 0 < value <= sys.float_info.max, "above 0"),
     "max_drop": (lambda value: _number(value) and 0 <= value <= 1, "from 0 to 1"),
@@ -182,7 +204,7 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: _whole(value) and value >= 0, "a whole number, at least 0"),
 }
 
-_OPTIONAL = ("target", "channels", "max_latency_ratio", "max_drop")
+_OPTIONAL = ("target", "channels", "pattern", "max_latency_ratio", "max_drop")
 
 
 def _demand(name: str, value: Any) -> None:

@@ -11,6 +11,8 @@ from importlib import metadata
 
 import numpy as np
 
+from graphprune.analysis import Analysis
+from graphprune.building import Draft
 from graphprune.calib.stream import Source
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.coupling.atoms import IdArray, support
@@ -29,15 +31,17 @@ from graphprune.ledger import (
     GroupRecord,
     Ledger,
     ReasonRecord,
+    RecoveryRecord,
     ResizedRecord,
     WeightRecord,
 )
 from graphprune.passes import trim
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.choice import CROSSING, queues
-from graphprune.pipeline import Analysis, Draft, Stopwatch, Verification
+from graphprune.pipeline import Decision, Verification
 from graphprune.recipe import Recipe
 from graphprune.verify.gate import Gate, check_gates
+from graphprune.watch import Stopwatch
 
 NOT_REAL = (
     "warning: no calibration data was given: the statistics come from random inputs and say nothing about real ones; "
@@ -55,6 +59,10 @@ UNPROVEN = (
     "the proof says nothing of {outputs}: on the calibration data it ran on, all values of such an output are the same "
     "up to rounding; give data that the model responds to (--calib)"
 )
+AGREEMENT, ERROR = 0.5, 0.7
+"""Share of the original's answers below which, and where there are none relative error above which, a result is called
+likely useless."""
+USELESS = "warning: the result is likely useless without fine-tuning: {what}; lower --target, or fine-tune it"
 NO_UNITS = "no unit of this model can be removed: {reasons}; graphprune inspect names every axis"
 
 
@@ -63,7 +71,7 @@ def record(
     recipe: Recipe,
     source: Source,
     analysis: Analysis,
-    removed: BoolArray,
+    decision: Decision,
     draft: Draft,
     verification: Verification,
     watch: Stopwatch,
@@ -80,7 +88,7 @@ def record(
         sparsity=1 - nonzero / before if before else 0.0,
         nonzero_before=count_nonzero(original.proto),
     )
-    coupling = analysis.coupling
+    coupling, removed = analysis.coupling, decision.plan.removed
     change = resized(coupling, removed)
     shapes, shapes_after = one_sample_shapes(source), one_sample_shapes(source, change)
     sha256, size = fingerprint(draft.model)
@@ -104,12 +112,15 @@ def record(
         latency=verification.latency,
         equivalence=verification.equivalence,
         fidelity=verification.fidelity,
-        gates=gates_of(recipe, weights, verification),
+        gates=gates_of(recipe, weights, verification, decision.recovery),
+        recovery=decision.recovery,
+        repairs=list(draft.repairs),
         resized=resized_records(coupling, removed),
         notes=[
             *notes(source),
             *_no_units(analysis, recipe),
             *_held_back(analysis, removed, recipe),
+            *_useless(decision.recovery, verification),
             *_unproven(removed, verification),
             *_unlike(coupling, change, recipe),
         ],
@@ -134,13 +145,20 @@ def group_records(analysis: Analysis, removed: BoolArray) -> list[GroupRecord]:
     ]
 
 
-def gates_of(recipe: Recipe, weights: WeightRecord, verification: Verification) -> list[Gate]:
-    """Decide the gates: the target, what was asked for, and finite outputs wherever the original's are."""
+def gates_of(
+    recipe: Recipe, weights: WeightRecord, verification: Verification, recovery: RecoveryRecord | None
+) -> list[Gate]:
+    """Decide the gates: the target, what was asked for, and finite outputs wherever the original's are.
+
+    The drop is that of the held-out samples where weights were solved anew: on the samples that they were solved by
+    they look better than they are.
+    """
     gates = check_gates(
         max_latency_ratio=recipe.max_latency_ratio,
         latency=verification.latency,
         max_drop=recipe.max_drop,
         fidelity=verification.fidelity,
+        held_out=None if recovery is None else recovery.drop,
     )
     if verification.fidelity.nonfinite:
         gates = (*gates, Gate("nonfinite-outputs", 0, verification.fidelity.nonfinite, ok=False))
@@ -260,11 +278,23 @@ def _no_units(analysis: Analysis, recipe: Recipe) -> list[str]:
 
 def _held_back(analysis: Analysis, removed: BoolArray, recipe: Recipe) -> list[str]:
     """Say how much of the criterion's rule was not carried out."""
-    if recipe.structural != "auto" or recipe.channels is not None:
+    if recipe.structural != "auto" or recipe.channels is not None or analysis.predictor is not None:
         return []
     steps = trim.by_threshold(analysis.coupling, analysis.scores)
     named, gone = sum(len(step.units) for step in steps), int(removed.sum())
     return [HELD_BACK.format(named=named, removed=gone)] if gone < named else []
+
+
+def _useless(recovery: RecoveryRecord | None, verification: Verification) -> list[str]:
+    """Warn where too little is left of what the model said."""
+    agreement, error = verification.fidelity.top1_agreement, verification.fidelity.relative_l2
+    if recovery is not None:
+        agreement, error = recovery.agreement, recovery.measured_l2
+    if agreement is not None:
+        return (
+            [USELESS.format(what=f"{agreement:.0%} of the answers are the original's")] if agreement < AGREEMENT else []
+        )
+    return [USELESS.format(what=f"the outputs' relative error is {error:.2f}")] if error > ERROR else []
 
 
 def _unproven(removed: BoolArray, verification: Verification) -> list[str]:

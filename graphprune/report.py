@@ -14,7 +14,7 @@ from rich.table import Table
 
 from graphprune.api import Inspection
 from graphprune.comparison import Comparison
-from graphprune.ledger import DeclinedRecord, GroupRecord, Ledger, ReasonRecord, finite
+from graphprune.ledger import DeclinedRecord, GroupRecord, Ledger, ReasonRecord, RecoveryRecord, finite
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate
 from graphprune.verify.latency import Latency
@@ -49,6 +49,7 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
     for name, change in ledger.resized.items():
         _say(console, escape(f"resized {name}: {_shape(change.before)} -> {_shape(change.after)}"))
     _print_fidelity(ledger.fidelity, ledger.calibration.source, console)
+    _print_recovery(ledger.recovery, console)
     _print_gates(ledger.gates, ledger.notes, console)
     if verbose:
         _print_groups(ledger.groups, console, "removed")
@@ -128,6 +129,17 @@ def _latency_row(table: Table, latency: Latency) -> None:
         f"{latency.after_ms:.3f} ms",
         f"x{latency.ratio:.2f} [{low:.2f}, {high:.2f}] {latency.verdict}",
     )
+
+
+def _print_recovery(recovery: RecoveryRecord | None, console: Console) -> None:
+    """Tell what a trial showed on data that it was not computed from."""
+    if recovery is None:
+        return
+    agreement = "" if recovery.agreement is None else f", {recovery.agreement:.2%} of answers the same"
+    where = (
+        "on held-out samples" if recovery.held_out else "on the samples it was computed from (too few to hold any out)"
+    )
+    _say(console, f"{where}: error {recovery.measured_l2:.4f}, predicted {recovery.predicted_l2:.4f}{agreement}")
 
 
 def _print_fidelity(fidelity: Fidelity, source: str, console: Console) -> None:

@@ -56,11 +56,15 @@ class Queue:
     groups : tuple of int
         Indices of the groups that they belong to.
     criterion : str
+    costs : tuple of float
+        Predicted squared error of the outputs that each step but the last adds when those before it have gone, relative
+        to the outputs' variance; empty where nothing was predicted.
     """
 
     steps: tuple[Step, ...]
     groups: tuple[int, ...]
     criterion: str
+    costs: tuple[float, ...] = ()
 
     @property
     def most(self) -> int:

@@ -1,4 +1,4 @@
-"""Scores of units: the higher, the sooner a unit goes. One function a criterion."""
+"""Scores of units: the higher, the sooner a unit goes. One function a criterion; the table is `CRITERIA`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.ir.coupling.units import FROZEN, BoolArray, Contraction, Coupling, Group
-from graphprune.ir.weights import contracted_norms, produced_norms
+from graphprune.ir.weights import consumed_units, contracted_norms, produced_norms
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -62,7 +62,14 @@ class Scores:
     dead: BoolArray
 
 
-def score(coupling: Coupling, statistics: Statistics, criterion: str) -> Scores:
+def score(
+    coupling: Coupling,
+    statistics: Statistics,
+    criterion: str,
+    *,
+    seed: int = 0,
+    measured: Mapping[str, FloatArray] | None = None,
+) -> Scores:
     """Score every unit.
 
     Parameters
@@ -70,13 +77,27 @@ def score(coupling: Coupling, statistics: Statistics, criterion: str) -> Scores:
     coupling : Coupling
     statistics : mapping of (tensor, axis) to Moments
     criterion : str
-        A key of `CRITERIA`. Units that it says nothing of are scored by ``activation``.
+        A key of `CRITERIA` or of ``measured``. Where it says nothing of a unit, the unit's whole group is scored by
+        ``activation``.
+    seed : int, default 0
+        Of the criterion ``random``.
+    measured : mapping of str to ndarray of float64, shape (units,), optional
+        By name the values of criteria that are computed elsewhere, such as ``taylor``; NaN for units that they say
+        nothing of. They win over `CRITERIA`.
 
     Returns
     -------
     Scores
+
+    Raises
+    ------
+    KeyError
+        When neither table has the criterion.
     """
-    values = CRITERIA[criterion](coupling, statistics)
+    if measured is not None and criterion in measured:
+        values = measured[criterion].copy()
+    else:
+        values = CRITERIA[criterion](coupling, statistics, seed)
     fallback = activation(coupling, statistics)
     known = ~np.isnan(values)
     names = []
@@ -95,7 +116,7 @@ def apoz(coupling: Coupling, statistics: Statistics) -> FloatArray:
     from a ReLU-like operator; NaN for a unit that is read from another, or not at all.
     """
     zeros, count = np.zeros(coupling.units), np.zeros(coupling.units)
-    for units, moments in measured(coupling, statistics):
+    for units, moments in _readings(coupling, statistics):
         free = units != FROZEN
         # A unit that is read elsewhere without a rectifier can be at work there while it is zero here.
         counted = np.full(len(units), np.nan) if moments.zeros is None else moments.zeros
@@ -113,7 +134,7 @@ def activation(coupling: Coupling, statistics: Statistics) -> FloatArray:
     known = np.zeros(coupling.units, dtype=np.bool_)
     for contraction in coupling.contractions:
         moments = _of(contraction, statistics)
-        for units in _units(coupling, contraction):
+        for units in consumed_units(coupling, contraction):
             norm = contracted_norms(coupling.graph, contraction)
             if moments is None:
                 _note(units, norm, norms)
@@ -124,10 +145,38 @@ def activation(coupling: Coupling, statistics: Statistics) -> FloatArray:
     return -np.where(known, energy, norms)
 
 
-CRITERIA: dict[str, Callable[[Coupling, Statistics], FloatArray]] = {"apoz": apoz, "activation": activation}
+def weight_norm(coupling: Coupling, order: int) -> FloatArray:
+    """Minus the norm of the weights that make a unit: its filter (Li et al. 2017, Pruning Filters, section 3.1).
+
+    A unit that several layers make, as in a residual stage or in front of a depthwise convolution, is taken with the
+    filters of all of them, as one vector. Biases and tables do not count. NaN for a unit that no known weight makes.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    order : {1, 2}
+        Sum of absolute values, or square root of the sum of squares.
+    """
+    powers, made = _making(coupling, order)
+    return np.where(made, -(powers ** (1 / order)), np.nan)
 
 
-def measured(coupling: Coupling, statistics: Statistics) -> Iterator[tuple[npt.NDArray[np.int64], Moments]]:
+def random(coupling: Coupling, seed: int) -> FloatArray:
+    """Draw scores uniformly from [0, 1): what a criterion has to beat."""
+    return np.random.default_rng(seed).random(coupling.units)
+
+
+CRITERIA: dict[str, Callable[[Coupling, Statistics, int], FloatArray]] = {
+    "apoz": lambda coupling, statistics, seed: apoz(coupling, statistics),
+    "activation": lambda coupling, statistics, seed: activation(coupling, statistics),
+    "l1": lambda coupling, statistics, seed: weight_norm(coupling, 1),
+    "l2": lambda coupling, statistics, seed: weight_norm(coupling, 2),
+    "random": lambda coupling, statistics, seed: random(coupling, seed),
+}
+"""By name, from coupling, statistics and seed to values of shape (units,); NaN where a criterion says nothing."""
+
+
+def _readings(coupling: Coupling, statistics: Statistics) -> Iterator[tuple[npt.NDArray[np.int64], Moments]]:
     """Unit numbers and moments of every activation that a contraction reads, each tensor once."""
     seen = set()
     for contraction in coupling.contractions:
@@ -135,7 +184,7 @@ def measured(coupling: Coupling, statistics: Statistics) -> Iterator[tuple[npt.N
         key = (contraction.node.input(contraction.data), contraction.data_axis)
         if moments is not None and key not in seen:
             seen.add(key)
-            for units in _units(coupling, contraction):
+            for units in consumed_units(coupling, contraction):
                 yield units, moments
 
 
@@ -148,15 +197,6 @@ def normalised(group: Group, scores: Scores) -> FloatArray:
     return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
 
 
-def _units(coupling: Coupling, contraction: Contraction) -> list[npt.NDArray[np.int64]]:
-    """Units that are consumed: those of the activation, or where they never leave the node of the weight they meet."""
-    if contraction.data_axis is None:
-        # Groups share the columns of their weight: there, no column is one unit.
-        name = contraction.node.input(contraction.weight)
-        return coupling.along(name, contraction.weight_axis) if contraction.groups == 1 else []
-    return coupling.along(contraction.node.input(contraction.data), contraction.data_axis)
-
-
 def _of(contraction: Contraction, statistics: Statistics) -> Moments | None:
     if contraction.data_axis is None:
         return None
@@ -166,19 +206,15 @@ def _of(contraction: Contraction, statistics: Statistics) -> Moments | None:
 def _dead(coupling: Coupling, statistics: Statistics) -> BoolArray:
     """Units that are inactive at every position of every sample, or have no weight going in or out."""
     outgoing, consumed = np.zeros(coupling.units), np.zeros(coupling.units, dtype=np.bool_)
-    incoming, made = np.zeros(coupling.units), np.zeros(coupling.units, dtype=np.bool_)
     for contraction in coupling.contractions:
-        for units in _units(coupling, contraction):
+        for units in consumed_units(coupling, contraction):
             _note(units, contracted_norms(coupling.graph, contraction), outgoing, consumed)
-        norms = produced_norms(coupling.graph, contraction)
-        if norms is not None:
-            for units in coupling.along(contraction.node.input(contraction.weight), contraction.output_axis):
-                _note(units, norms, incoming, made)
+    incoming, made = _making(coupling, 2)
     inactive = apoz(coupling, statistics) == 1.0
     constant = made & (incoming == 0) & ~_varies_otherwise(coupling)
     for contraction in coupling.contractions:
         moments = _of(contraction, statistics)
-        for units in _units(coupling, contraction):
+        for units in consumed_units(coupling, contraction):
             if moments is None or moments.sampled:  # it may be active where nobody looked
                 inactive[units[units != FROZEN]] = False
             if contraction.data_axis is None:  # a hidden state moves without any input
@@ -187,6 +223,18 @@ def _dead(coupling: Coupling, statistics: Statistics) -> BoolArray:
         for units in coupling.ids.get(name, ()):
             constant[units[units != FROZEN]] = False
     return np.asarray((consumed & (outgoing == 0)) | inactive | constant)
+
+
+def _making(coupling: Coupling, order: int) -> tuple[FloatArray, BoolArray]:
+    """By unit the sum of |w| ** order over the weights that make it, and whether any does; each weight counts once."""
+    powers, made = np.zeros(coupling.units), np.zeros(coupling.units, dtype=np.bool_)
+    places = {(c.node.input(c.weight), c.output_axis): c for c in coupling.contractions}
+    for (weight, axis), contraction in places.items():
+        norms = produced_norms(coupling.graph, contraction, order)
+        if norms is not None:
+            for units in coupling.along(weight, axis):
+                _note(units, norms, powers, made)
+    return powers, made
 
 
 def _note(units: npt.NDArray[np.int64], values: FloatArray, total: FloatArray, seen: BoolArray | None = None) -> None:

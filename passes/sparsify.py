@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -135,6 +137,28 @@ def plan(
     # Zeros that are there already are the smallest magnitudes of all: they come first, and change nothing.
     chosen = np.sort(np.argpartition(flat, needed + already - 1)[: needed + already])
     return _by_name(chosen, names, magnitudes)
+
+
+def smallest(proto: onnx.ModelProto, kept: Mapping[str, int]) -> Zeros:
+    """Choose the smallest entries of weights, so that only so many stay.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+    kept : mapping of str to int
+        By initializer, how many of its entries may stay.
+    """
+    graph, zeros = Graph(proto), {}
+    for name in kept.keys() & graph.initializers.keys():
+        magnitudes = _magnitudes(graph, name)
+        chosen = np.sort(np.argsort(magnitudes, kind="stable")[: max(len(magnitudes) - kept[name], 0)])
+        zeros[name] = chosen[magnitudes[chosen] != 0]
+    return zeros
+
+
+def magnitudes(proto: onnx.ModelProto, name: str) -> npt.NDArray[np.floating]:
+    """Return the magnitudes of an initializer's entries, flat; of quantised numbers those that they stand for."""
+    return _magnitudes(Graph(proto), name)
 
 
 def _by_name(chosen: npt.NDArray[np.int64], names: list[str], magnitudes: list[npt.NDArray[np.floating]]) -> Zeros:

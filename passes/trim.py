@@ -7,14 +7,14 @@ deviation above the mean of their group go, dead ones first of all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from graphprune.errors import TargetError
 from graphprune.ir.cost import weights_left
 from graphprune.ir.coupling.units import BoolArray, Coupling
-from graphprune.passes.choice import Step, queues, take
+from graphprune.passes.choice import Queue, Step, queues, take
 from graphprune.passes.criteria import Scores
 
 SHARES = (1.0, 0.5, 0.25, 0.125)
@@ -26,13 +26,13 @@ BLOCK = 16
 and a width between two multiples can be slower than the larger of them."""
 
 
-def by_fraction(coupling: Coupling, scores: Scores, fraction: float) -> BoolArray:
-    """Choose a fraction of every group's units, highest score first.
+def by_fraction(coupling: Coupling, queues: Sequence[Queue], fraction: float) -> BoolArray:
+    """Choose a fraction of every group's units, in the order in which they go.
 
     Parameters
     ----------
     coupling : Coupling
-    scores : Scores
+    queues : sequence of Queue
     fraction : float
         In [0, 1); rounded down to whole units, and one unit of every group stays.
 
@@ -42,7 +42,7 @@ def by_fraction(coupling: Coupling, scores: Scores, fraction: float) -> BoolArra
         What goes.
     """
     steps: list[Step] = []
-    for queue in queues(coupling, scores):
+    for queue in queues:
         # The small constant keeps 0.3 of 10 units from being 2.
         count = min(int(np.floor(fraction * len(queue.steps) + 1e-9)), queue.most)
         steps.extend(queue.steps[:count])
@@ -90,19 +90,19 @@ def by_trial(coupling: Coupling, steps: list[Step], trial: Callable[[BoolArray],
         units alone removed. Channels of convolutions go by whole blocks.
     """
     dead = sum(step.rank == float("inf") for step in steps)
-    least = take(coupling, _in_blocks(coupling, steps[:dead]))
+    least = take(coupling, in_blocks(coupling, steps[:dead]))
     if len(steps) == dead:
         return least
     limit = trial(least) + SLACK
     for share in SHARES:
         count = dead + round(share * (len(steps) - dead))
-        removed = take(coupling, _in_blocks(coupling, steps[:count]))
+        removed = take(coupling, in_blocks(coupling, steps[:count]))
         if trial(removed) <= limit:
             return removed
     return least
 
 
-def _in_blocks(coupling: Coupling, steps: list[Step]) -> list[Step]:
+def in_blocks(coupling: Coupling, steps: Sequence[Step]) -> list[Step]:
     """Leave out the last steps of every group of convolution channels, until what it keeps fills whole blocks."""
     count = Counter(step.group for step in steps)
     for index, taken in count.items():
@@ -118,15 +118,22 @@ def _in_blocks(coupling: Coupling, steps: list[Step]) -> list[Step]:
     return chosen
 
 
+def by_rank(queues: Sequence[Queue]) -> list[Step]:
+    """Return all steps that may go, the furthest above their group's mean first."""
+    return _in_order([step for queue in queues for step in queue.steps[: queue.most]])
+
+
 def by_weights(
-    coupling: Coupling, scores: Scores, most_left: int, *, weights_outside: int, weights_before: int
+    coupling: Coupling, steps: Sequence[Step], most_left: int, *, weights_outside: int, weights_before: int
 ) -> BoolArray:
-    """Choose units, furthest above their group's mean first, until few enough weights are left.
+    """Choose the first steps, until few enough weights are left.
 
     Parameters
     ----------
     coupling : Coupling
-    scores : Scores
+    steps : sequence of Step
+        In the order in which they go: from `by_rank`, or by what they are predicted to cost
+        (`graphprune.passes.allocation.in_order`).
     most_left : int
         How many weights may be left.
     weights_outside : int
@@ -137,14 +144,13 @@ def by_weights(
     Returns
     -------
     ndarray of bool, shape (units,)
-        The shortest prefix of the order that satisfies it.
+        The shortest prefix of the steps that satisfies it.
 
     Raises
     ------
     TargetError
         When removing all that may go is not enough.
     """
-    steps = _in_order([step for queue in queues(coupling, scores) for step in queue.steps[: queue.most]])
 
     def left(count: int) -> int:
         return weights_left(coupling, take(coupling, steps[:count])) + weights_outside

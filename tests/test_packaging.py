@@ -147,10 +147,14 @@ def layer(name: str) -> str:
 
 
 ORDER = [
-    {"errors"},
+    {"errors", "watch"},
     {"ir", "recipe"},
     {"calib", "finetune", "verify"},
     {"passes", "ledger"},
+    {"recovery"},
+    {"analysis"},
+    {"planning"},
+    {"building"},
     {"pipeline"},
     {"record"},
     {"api", "comparison", "output", "rules"},

@@ -76,7 +76,7 @@ def test_building_changes_neither_the_canonical_model_nor_the_original() -> None
 
 def test_channels_are_chosen_by_fraction() -> None:
     analysis, recipe = analysed(channels=0.5)
-    expected = trim.by_fraction(analysis.coupling, analysis.scores, 0.5)
+    expected = trim.by_fraction(analysis.coupling, analysis.queues, 0.5)
     assert choose(analysis, recipe, never).tolist() == expected.tolist()
 
 
@@ -116,7 +116,7 @@ def test_a_trial_is_the_share_of_answers_that_change() -> None:
     trial = trial_error(MODEL, analysis, recipe, SOURCE)
     expected = run(MODEL.proto, CALIB)["gemm_1"].argmax(axis=1)
     for fraction in (0.0, 0.25, 0.5):
-        removed = trim.by_fraction(analysis.coupling, analysis.scores, fraction)
+        removed = trim.by_fraction(analysis.coupling, analysis.queues, fraction)
         model = build(analysis, removed, recipe, Stopwatch()).model
         changed = run(model, CALIB)["gemm_1"].argmax(axis=1) != expected
         assert trial(removed) == pytest.approx(changed.mean(), abs=1e-12)

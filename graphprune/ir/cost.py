@@ -53,10 +53,17 @@ def count_weights(proto: onnx.ModelProto) -> int:
 
 def count_nonzero(proto: onnx.ModelProto) -> int:
     """Return the number of weights that are not 0; a quantised one that equals its zero point is."""
-    return sum(
-        int(np.count_nonzero(array(tensor))) if meaning is None else meaning.nonzero(array(tensor))
-        for tensor, meaning in weight_tensors(proto)
-    )
+    return sum(nonzero_entries(proto).values())
+
+
+def nonzero_entries(proto: onnx.ModelProto) -> dict[str, int]:
+    """Return how many entries of every weight are not 0, by tensor name; a second of the same name gets a number."""
+    found: dict[str, int] = {}
+    for number, (tensor, meaning) in enumerate(weight_tensors(proto)):
+        count = int(np.count_nonzero(array(tensor))) if meaning is None else meaning.nonzero(array(tensor))
+        name = tensor.name if tensor.name and tensor.name not in found else f"{tensor.name} ({number})"
+        found[name] = count
+    return found
 
 
 def weights_left(coupling: Coupling, removed: BoolArray) -> int:

@@ -8,7 +8,8 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from graphprune.errors import GraphPruneError
-from graphprune.ir.coupling.units import Contraction
+from graphprune.ir.coupling.atoms import IdArray
+from graphprune.ir.coupling.units import Contraction, Coupling
 from graphprune.ir.graph import Graph
 from graphprune.ir.session import open_session, run_session
 from graphprune.ir.tensors import array
@@ -97,6 +98,22 @@ def contracted_matrix(graph: Graph, contraction: Contraction) -> FloatArray | No
     return matrix
 
 
+def consumed_units(coupling: Coupling, contraction: Contraction) -> list[IdArray]:
+    """Return the units that a contraction consumes, by position as in `contracted_norms`.
+
+    Returns
+    -------
+    list of ndarray, each of shape (positions,)
+        Unit numbers of the activation's axis, or where the units never leave the node those of the weight that they
+        meet; see `Coupling.along`.
+    """
+    if contraction.data_axis is None:
+        # Groups share the columns of their weight: there, no column is one unit.
+        name = contraction.node.input(contraction.weight)
+        return coupling.along(name, contraction.weight_axis) if contraction.groups == 1 else []
+    return coupling.along(contraction.node.input(contraction.data), contraction.data_axis)
+
+
 def contracted_norms(graph: Graph, contraction: Contraction) -> FloatArray:
     """Return the squared norm of the weights that read each contracted position.
 
@@ -105,30 +122,39 @@ def contracted_norms(graph: Graph, contraction: Contraction) -> FloatArray:
     ndarray of float64, shape (positions,)
         Ones when the weight's value is not known: an activation, too, say.
     """
-    squares = _squares(graph, contraction)
+    squares = _powers(graph, contraction, 2)
     if squares is None:
         extent = (graph.shape(contraction.node.input(contraction.data)) or ())[contraction.data_axis or 0]
         return np.ones(extent if isinstance(extent, int) else 1)
     return np.asarray(squares.reshape(len(squares), contraction.groups, -1).sum(axis=2).T.ravel())
 
 
-def produced_norms(graph: Graph, contraction: Contraction) -> FloatArray | None:
-    """Return the squared norm of the weights that make each output channel.
+def produced_norms(graph: Graph, contraction: Contraction, order: int = 2) -> FloatArray | None:
+    """Return the norm of the weights that make each output channel, to the power of its order.
+
+    Parameters
+    ----------
+    graph : Graph
+    contraction : Contraction
+    order : {1, 2}, default 2
+        Sum of absolute values, or sum of squares.
 
     Returns
     -------
     ndarray of float64, shape (extent of the weight's output axis,), or None
         None when the weight's value is not known.
     """
-    squares = _squares(graph, contraction)
-    return None if squares is None else np.asarray(squares.sum(axis=0))
+    powers = _powers(graph, contraction, order)
+    return None if powers is None else np.asarray(powers.sum(axis=0))
 
 
-def _squares(graph: Graph, contraction: Contraction) -> FloatArray | None:
-    """Sums of squares by [positions of one group, output channels], in float64 without a copy of the weight in it."""
+def _powers(graph: Graph, contraction: Contraction, order: int) -> FloatArray | None:
+    """Sums of |w| ** order by [positions of one group, output channels], in float64 without a copy of w in it."""
     by_position = _by_position(graph, contraction)
     if by_position is None:
         return None
+    if order == 1:
+        return np.asarray(np.abs(by_position).sum(axis=2, dtype=np.float64))
     return np.asarray(np.einsum("pok,pok->po", by_position, by_position, dtype=np.float64))
 
 

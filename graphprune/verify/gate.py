@@ -35,6 +35,7 @@ def check_gates(
     latency: Latency | None = None,
     max_drop: float | None = None,
     fidelity: Fidelity | None = None,
+    held_out: float | None = None,
 ) -> tuple[Gate, ...]:
     """Decide the gates that were asked for.
 
@@ -51,6 +52,8 @@ def check_gates(
         The most that `drop` may be, in [0, 1].
     fidelity : Fidelity, optional
         Needed for `max_drop`.
+    held_out : float, optional
+        The drop on data that the model was not made from; it counts where it is the larger.
 
     Returns
     -------
@@ -70,7 +73,7 @@ def check_gates(
     if max_drop is not None:
         if fidelity is None:
             raise ValueError("max_drop needs the measured fidelity")
-        gates.append(_gate("max-drop", max_drop, drop(fidelity)))
+        gates.append(_gate("max-drop", max_drop, max(drop(fidelity), held_out or 0.0)))
     return tuple(gates)
 
 

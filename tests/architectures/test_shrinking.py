@@ -10,6 +10,7 @@ import pytest
 from graphprune.ir.cost import count_weights, weights_left
 from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.surgery import remove
+from graphprune.passes.choice import queues
 from graphprune.passes.criteria import score
 from graphprune.passes.trim import by_fraction
 from tests.architectures.attention import HEADS, WIDTH
@@ -68,7 +69,7 @@ def found(name: str, exporter: Exporter) -> Coupling:
 
 def half(coupling: Coupling) -> BoolArray:
     """Half of every group, by the weights alone."""
-    return by_fraction(coupling, score(coupling, {}, "activation"), 0.5)
+    return by_fraction(coupling, queues(coupling, score(coupling, {}, "activation")), 0.5)
 
 
 def share(coupling: Coupling) -> float:

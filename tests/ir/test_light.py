@@ -7,6 +7,7 @@ import pytest
 
 from graphprune.ir.cost import count_weights
 from graphprune.ir.graph import Graph
+from graphprune.passes.choice import queues
 from graphprune.passes.criteria import Scores
 from graphprune.passes.trim import by_fraction
 from tests.light import NAMES, light
@@ -38,7 +39,7 @@ def test_half_of_a_classic_network(name: str) -> None:
         assert 1e-3 < np.std(value) < 1e4, "activations vanish or explode: nothing would be compared"
     values = np.random.default_rng(0).random(coupling.units)
     dead = np.zeros(coupling.units, dtype=np.bool_)
-    removed = by_fraction(coupling, Scores(values, ("activation",) * len(coupling.groups), dead), 0.5)
+    removed = by_fraction(coupling, queues(coupling, Scores(values, ("activation",) * len(coupling.groups), dead)), 0.5)
     pruned = check_removal(coupling, removed, inputs)
     assert coupling.units >= UNITS[name]
     assert count_weights(pruned) < (1 - LOST) * count_weights(coupling.graph.proto)

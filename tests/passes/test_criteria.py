@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from graphprune.ir.coupling.units import FROZEN
-from graphprune.passes.criteria import Scores, normalised
-from tests.measure import Array, editable, materialise, replaced, scored
+from graphprune.passes.criteria import CRITERIA, Scores, normalised, score
+from tests.measure import Array, editable, materialise, measured, replaced, scored
 from tests.nets import Net
 from tests.oracles import feeds, units_on, values
 
@@ -274,3 +274,150 @@ def test_a_hidden_unit_at_work_inside_its_layer_is_alive(case: str) -> None:
     arrays["w_1"][1], arrays["r_0"][0, :, 1] = 0, 0  # now nobody reads it, inside or outside
     coupling, scores = scored(replaced(model, **arrays), feeds(model, 3, 2))
     assert scores.dead[units_on(coupling, "w_1", 0)[1]]
+
+
+# -- norms, chance, and what is measured elsewhere ---------------------------------------------------------------
+
+
+def norms_of(filters: Array, criterion: str) -> npt.NDArray[np.float64]:
+    """Norm of every row."""
+    return np.linalg.norm(filters.reshape(len(filters), -1).astype(np.float64), ord=int(criterion[1]), axis=1)
+
+
+def by_unit(model: onnx.ModelProto, weight: str, criterion: str, axis: int = 0) -> npt.NDArray[np.float64]:
+    """Scores of the units along an axis of a weight, all given by this criterion."""
+    coupling, scores = scored(model, feeds(model, 3, 5), criterion)
+    units = units_on(coupling, weight, axis)
+    assert FROZEN not in units
+    assert {scores.criteria[k] for k, group in enumerate(coupling.groups) if set(group.units) & set(units)} == {
+        criterion
+    }
+    return scores.values[units]
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_norms_are_of_the_filter_that_makes_a_channel(criterion: str) -> None:
+    net = Net()
+    model = net.build(net.conv(net.relu(net.conv(net.input(["N", 2, 4, 4]), 5, 3)), 3, 3))
+    expected = -norms_of(values(model)["w_0"], criterion)
+    assert by_unit(model, "w_0", criterion) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_norms_of_matrices_are_by_column_or_row_as_stored(criterion: str) -> None:
+    net = Net()
+    first = net.relu(net.gemm(net.input(["N", 4]), 5, alpha=-0.5))
+    model = net.build(net.linear(net.relu(net.linear(first, 6)), 3))
+    arrays = values(model)
+    assert by_unit(model, "w_0", criterion) == pytest.approx(-norms_of(0.5 * arrays["w_0"], criterion), rel=1e-6)
+    assert by_unit(model, "w_1", criterion, 1) == pytest.approx(-norms_of(arrays["w_1"].T, criterion), rel=1e-6)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_a_channel_of_a_residual_stage_is_made_by_all_its_filters_together(criterion: str) -> None:
+    net = Net()
+    stem = net.relu(net.conv(net.input(["N", 2, 6, 6]), 4, 3))
+    joined = net.relu(net.add(stem, net.conv(net.relu(net.conv(stem, 3, 3)), 4, 3)))
+    model = net.build(net.conv(joined, 2, 1))
+    arrays = values(model)
+    together = np.concatenate([arrays[name].reshape(4, -1) for name in ("w_0", "w_2")], axis=1)
+    assert by_unit(model, "w_0", criterion) == pytest.approx(-norms_of(together, criterion), rel=1e-6)
+    assert by_unit(model, "w_1", criterion) == pytest.approx(-norms_of(arrays["w_1"], criterion), rel=1e-6)
+
+
+def test_a_depthwise_filter_is_a_part_of_its_channel_and_a_grouped_one_makes_its_own() -> None:
+    net = Net()
+    wide = net.relu(net.depthwise(net.relu(net.conv(net.input(["N", 2, 4, 4]), 6, 1))))
+    model = net.build(net.conv(net.relu(net.conv(wide, 4, 3, group=2)), 2, 1))
+    arrays = values(model)
+    together = np.concatenate([arrays[name].reshape(6, -1) for name in ("w_0", "w_1")], axis=1)
+    assert by_unit(model, "w_0", "l1") == pytest.approx(-norms_of(together, "l1"), rel=1e-6)
+    assert by_unit(model, "w_2", "l1") == pytest.approx(-norms_of(arrays["w_2"], "l1"), rel=1e-6)
+
+
+def test_the_filter_of_a_hidden_state_is_its_rows_of_every_gate() -> None:
+    net = Net()
+    weight, recurrence = net.weight([1, 12, 3]), net.weight([1, 12, 4], "r")
+    state = net.node("GRU", [net.input([5, 2, 3]), weight, recurrence], [5, 1, 2, 4], hidden_size=4)
+    model = net.build(net.linear(net.squeeze(state, [1]), 3))
+    arrays = values(model)
+    gates = np.concatenate([arrays[name].reshape(3, 4, -1) for name in (weight, recurrence)], axis=2)
+    expected = -norms_of(gates.swapaxes(0, 1), "l2")
+    assert by_unit(model, "w_1", "l2") == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_weight_that_two_nodes_read_counts_once() -> None:
+    net = Net()
+    left, right = net.input(["N", 2, 4, 4]), net.input(["N", 2, 4, 4])
+    weight = net.weight([5, 2, 3, 3])
+    both = net.add(*(net.relu(net.conv(data, 5, 3, weight=weight)) for data in (left, right)))
+    model = net.build(net.conv(both, 3, 1))
+    assert by_unit(model, weight, "l1") == pytest.approx(-norms_of(values(model)[weight], "l1"), rel=1e-6)
+
+
+def test_units_that_no_weight_makes_are_scored_by_the_fallback() -> None:
+    net = Net()
+    table = net.initializer(net.random.normal(size=(7, 4)), "table")
+    words = net.input(["N", 3])
+    found = net.node("Gather", [table, net.node("Cast", [words], kind=TensorProto.INT64, to=7)], ["N", 3, 4], kind=1)
+    model = net.build(net.linear(net.relu(net.linear(found, 5)), 2))
+    inputs = {words: np.random.default_rng(0).integers(0, 7, (6, 3)).astype(np.float32)}
+    coupling, scores = scored(model, inputs, "l2")
+    made_by = {group.name: criterion for group, criterion in zip(coupling.groups, scores.criteria, strict=True)}
+    assert made_by == {"table": "activation", "w_0": "l2"}
+    _, plain = scored(model, inputs, "activation")
+    units = units_on(coupling, "table", 1)
+    assert scores.values[units].tolist() == plain.values[units].tolist()
+
+
+def test_chance_is_seeded_and_uniform() -> None:
+    net = Net()
+    model = net.build(net.conv(net.relu(net.conv(net.input(["N", 2, 4, 4]), 400, 1)), 2, 1))
+    coupling, statistics = measured(model, feeds(model, 3, 2))
+    first, again, other = (score(coupling, statistics, "random", seed=seed) for seed in (1, 1, 2))
+    assert first.values.tolist() == again.values.tolist()
+    assert (first.values != other.values).all()
+    assert set(first.criteria) == {"random"}
+    assert np.histogram(first.values, bins=4, range=(0, 1))[0].tolist() == pytest.approx([100] * 4, abs=30)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_lets_the_idle_unit_go_first_and_is_ranked_by_group(criterion: str) -> None:
+    net = Net()
+    model = net.build(net.conv(net.relu(net.conv(net.input(["N", 2, 4, 4]), 6, 3)), 3, 3))
+    arrays = editable(model)
+    arrays["w_0"][3] *= 1e-3
+    arrays["b_0"][3] = -0.1
+    coupling, scores = scored(replaced(model, **arrays), feeds(model, 3, 8), criterion)
+    (group,) = coupling.groups
+    ranks = normalised(group, scores)
+    assert np.isfinite(ranks).all()
+    assert (np.argsort(ranks) == np.argsort(scores.values[group.units])).all()
+    if criterion != "random":
+        assert scores.values.argmax() == units_on(coupling, "w_0", 0)[3]
+
+
+def test_values_measured_elsewhere_are_taken_and_fall_back_by_group() -> None:
+    net = Net()
+    first = net.relu(net.gemm(net.input(["N", 4]), 5))
+    model = net.build(net.gemm(net.relu(net.gemm(first, 6)), 3))
+    coupling, statistics = measured(model, feeds(model, 3, 5))
+    given = -np.arange(1.0, coupling.units + 1)
+    untold = units_on(coupling, "w_1", 0)
+    given[untold[2]] = np.nan
+    before = given.copy()
+    scores = score(coupling, statistics, "taylor", measured={"taylor": given})
+    plain = score(coupling, statistics, "activation")
+    assert sorted(scores.criteria) == ["activation", "taylor"]
+    assert scores.values[units_on(coupling, "w_0", 0)].tolist() == given[units_on(coupling, "w_0", 0)].tolist()
+    assert scores.values[untold].tolist() == plain.values[untold].tolist()
+    assert scores.dead.tolist() == plain.dead.tolist()
+    np.testing.assert_array_equal(given, before)
+
+
+def test_a_criterion_in_neither_table_is_an_error() -> None:
+    net = Net()
+    model = net.build(net.gemm(net.relu(net.gemm(net.input(["N", 4]), 5)), 3))
+    coupling, statistics = measured(model, feeds(model, 3, 5))
+    with pytest.raises(KeyError, match="taylor"):
+        score(coupling, statistics, "taylor")

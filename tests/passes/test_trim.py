@@ -127,7 +127,7 @@ def test_a_unit_that_nobody_reads_goes_though_it_is_the_most_active() -> None:
 def test_fractions_are_rounded_down_to_whole_units_and_one_stays(fraction: float, gone: tuple[int, int]) -> None:
     coupling = coupled(dense(4, 10, 7, 3))
     scores = given_scores(coupling, 3)
-    removed = trim.by_fraction(coupling, scores, fraction)
+    removed = trim.by_fraction(coupling, queues(coupling, scores), fraction)
     assert tuple(int(removed[group.units].sum()) for group in coupling.groups) == gone
     for group in coupling.groups:  # the highest scores go
         lost, left = (scores.values[group.units[mask]] for mask in (removed[group.units], ~removed[group.units]))
@@ -137,20 +137,20 @@ def test_fractions_are_rounded_down_to_whole_units_and_one_stays(fraction: float
 @pytest.mark.parametrize(("fraction", "gone"), [(0.29, 29), (0.57, 57), (0.58, 58), (0.289999, 28)])
 def test_rounding_errors_of_the_product_do_not_count(fraction: float, gone: int) -> None:
     coupling = coupled(dense(4, 100, 3))
-    assert int(trim.by_fraction(coupling, given_scores(coupling), fraction).sum()) == gone
+    assert int(trim.by_fraction(coupling, queues(coupling, given_scores(coupling)), fraction).sum()) == gone
 
 
 def test_a_group_of_one_unit_keeps_it() -> None:
     coupling = coupled(dense(4, 2, 3))
     for fraction in (0.5, 0.9):
-        assert int(trim.by_fraction(coupling, given_scores(coupling), fraction).sum()) == 1
+        assert int(trim.by_fraction(coupling, queues(coupling, given_scores(coupling)), fraction).sum()) == 1
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5, 0.99])
 def test_parts_of_a_grouped_convolution_keep_equal_counts(fraction: float) -> None:
     coupling = coupled(grouped())
     scores = given_scores(coupling, 4)
-    removed = trim.by_fraction(coupling, scores, fraction)
+    removed = trim.by_fraction(coupling, queues(coupling, scores), fraction)
     for weight, width in (("w_0", 4), ("w_1", 6)):
         parts = np.array(units_on(coupling, weight, 0)).reshape(2, width)
         count = min(int(fraction * width), width - 1)
@@ -162,7 +162,7 @@ def test_parts_of_a_grouped_convolution_keep_equal_counts(fraction: float) -> No
 @given(model=graphs(), seed=seeds(), fraction=st.floats(0, 0.999))
 def test_fractions_are_legal_on_random_graphs(model: onnx.ModelProto, seed: int, fraction: float) -> None:
     coupling = coupled(model)
-    removed = trim.by_fraction(coupling, given_scores(coupling, seed), fraction)
+    removed = trim.by_fraction(coupling, queues(coupling, given_scores(coupling, seed)), fraction)
     assert_legal(coupling, removed)
     for group in coupling.groups:
         assert int(removed[group.units].sum()) <= fraction * len(group.units) + 1e-6
@@ -178,7 +178,8 @@ def left_after(coupling: Coupling, removed: Bools) -> int:
 
 def by_weights(coupling: Coupling, scores: Scores, most_left: int, outside: int = 0) -> Bools:
     before = count_weights(coupling.graph.proto) + outside
-    return trim.by_weights(coupling, scores, most_left, weights_outside=outside, weights_before=before)
+    steps = trim.by_rank(queues(coupling, scores))
+    return trim.by_weights(coupling, steps, most_left, weights_outside=outside, weights_before=before)
 
 
 def shortest_prefix(coupling: Coupling, scores: Scores, most_left: int) -> Bools | None:

@@ -16,6 +16,7 @@ from graphprune.ir.bodies import FIRST_OPEN
 from graphprune.ir.cost import count_weights, weights_left
 from graphprune.ir.coupling.units import Coupling
 from graphprune.passes.canonicalize import canonicalize
+from graphprune.passes.choice import queues
 from graphprune.passes.compensate import plan
 from graphprune.passes.criteria import score
 from graphprune.passes.trim import by_fraction
@@ -393,7 +394,7 @@ def test_what_bodies_compute_is_not_measured_and_not_repaired() -> None:
     statistics = calibrate(coupling.graph, probes, open_source(whole_feeds, input_specs(model)))
     scores = score(coupling, statistics, "apoz")
     assert set(scores.criteria) == {"apoz", "activation"}
-    removed = by_fraction(coupling, scores, 0.5)
+    removed = by_fraction(coupling, queues(coupling, scores), 0.5)
     assert set(plan(coupling, removed, statistics)) == {"conv_1"}
 
 

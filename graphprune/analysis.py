@@ -1,0 +1,184 @@
+"""What is known of a model before anything is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from graphprune.calib.pairs import Batch
+from graphprune.calib.run import calibrate, probes_for
+from graphprune.calib.sources import SourceLike, input_specs, open_source
+from graphprune.calib.stats import Key, Moments
+from graphprune.calib.stream import Source
+from graphprune.calib.synthetic import FREE_SIZES, free_sizes, random_source
+from graphprune.errors import ModelError
+from graphprune.ir.cost import count_weights
+from graphprune.ir.coupling.resizing import freed
+from graphprune.ir.coupling.units import Coupling
+from graphprune.ir.coupling.walk import couple
+from graphprune.ir.graph import Graph
+from graphprune.ir.model import Model
+from graphprune.ir.session import open_session, run_session
+from graphprune.passes.canonicalize import canonicalize
+from graphprune.passes.choice import Queue, queues
+from graphprune.passes.criteria import FloatArray, Scores, score
+from graphprune.passes.fold import fold
+from graphprune.recipe import Recipe
+from graphprune.recovery.prediction import Predictor, predictor, price
+from graphprune.verify.equivalence import check_canonical
+from graphprune.watch import Stopwatch
+
+BATCH_SIZE = 8
+REPAIR_SAMPLES = 512
+"""Calibration samples that least squares use, and judge by; the statistics of units use all."""
+HELD_OUT = 4
+"""Every fourth batch is held out to measure what comes out."""
+FEWEST_BATCHES = 8
+"""With fewer, nothing is held out."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The calibration inputs that a repair uses.
+
+    Attributes
+    ----------
+    every : list of dict
+        All of them, batch by batch.
+    fitted, held_out : list of dict
+        What a trial is computed from, and what it is measured on; the same where there is too little data.
+    """
+
+    every: list[Batch] = field(default_factory=list)
+    fitted: list[Batch] = field(default_factory=list)
+    held_out: list[Batch] = field(default_factory=list)
+
+    @property
+    def splits(self) -> bool:
+        """Whether anything is held out."""
+        return len(self.fitted) < len(self.every)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is known of the model before anything is decided.
+
+    Attributes
+    ----------
+    coupling : Coupling
+        Of the canonical model.
+    statistics : dict of (str, int) to Moments
+        By tensor and axis.
+    scores : Scores
+    queues : list of Queue
+        All units that may go, group by group in the order in which they go.
+    weights_before : int
+        Weights of the original.
+    data : Data
+    predictor : Predictor or None
+        None where kept weights may not change, or there is no real data to change them by.
+    """
+
+    coupling: Coupling
+    statistics: dict[Key, Moments]
+    scores: Scores
+    queues: list[Queue]
+    weights_before: int
+    data: Data
+    predictor: Predictor | None
+
+
+def source_for(original: Model, recipe: Recipe, calibration: SourceLike) -> Source:
+    """Open the calibration data; without any, make random inputs, of the first free size that the model runs on."""
+    specs = input_specs(original.proto)
+    if calibration is not None or not free_sizes(specs):
+        return open_source(calibration, specs, seed=recipe.seed)
+    sources = [random_source(specs, recipe.seed, free_size=size) for size in FREE_SIZES]
+    for source in sources:
+        try:
+            session = open_session(original.path or original.proto, custom_ops=recipe.custom_ops)
+            run_session(session, next(iter(source.batches(BATCH_SIZE))))
+        except ModelError:
+            continue
+        return source
+    return sources[0]  # the error that it leads to is the one to show
+
+
+def analyse(
+    original: Model, recipe: Recipe, source: Source, watch: Stopwatch, progress: Callable[[int], None] | None = None
+) -> Analysis:
+    """Bring the model into canonical form, couple it, measure its activations, and predict what removal costs.
+
+    Raises
+    ------
+    RecipeError
+        When an input or output that may be resized does not exist.
+    ModelError
+        When the model cannot be used: its graph contradicts itself, or its outputs are random or not numbers.
+    """
+    repairs = recipe.recover and source.real
+    with watch.time("canonicalize"):
+        canonical = canonicalize(original.proto)
+        if repairs:  # least squares need no scales apart from the weights, and branches add up without them
+            canonical = fold(canonical)
+    graph = Graph(canonical)
+    may_change = freed(graph, recipe.allow_resize)
+    with watch.time("check"):
+        batch = next(iter(source.batches(BATCH_SIZE)))
+        check_canonical(original.path or original.proto, canonical, batch, custom_ops=recipe.custom_ops)
+    with watch.time("couple"):
+        coupling = couple(graph, may_change.names, may_change.states)
+    with watch.time("calibrate"):
+        statistics = calibrate(
+            coupling.graph, probes_for(coupling), source, custom_ops=recipe.custom_ops, progress=progress
+        )
+    data = split(source) if repairs else Data()
+    with watch.time("score"):
+        criterion = "activation" if recipe.criterion in BY_ERROR else recipe.criterion
+        scores = score(coupling, statistics, criterion)
+        found = queues(coupling, scores)
+    predicted = None
+    if repairs:
+        with watch.time("predict"):
+            predicted = predictor(coupling, data.every, recipe.custom_ops)
+            if recipe.structural != 0:
+                others = _others(coupling, statistics) if recipe.criterion == "auto" else {}
+                ordered = recipe.criterion not in BY_ERROR
+                found = [price(predicted, queue, others, ordered=ordered) for queue in found]
+                scores = by_cost(coupling, scores, found)
+    weights = count_weights(original.proto)
+    return Analysis(coupling, statistics, scores, found, weights, data, predicted)
+
+
+def _others(coupling: Coupling, statistics: dict[Key, Moments]) -> dict[str, FloatArray]:
+    """Scores that ``auto`` compares with predicted errors."""
+    return {name: score(coupling, statistics, name).values for name in ("apoz", "activation")}
+
+
+def by_cost(coupling: Coupling, scores: Scores, found: Sequence[Queue]) -> Scores:
+    """Return scores under which units go in the order of queues that were ordered by predicted error."""
+    values, names = scores.values.copy(), list(scores.criteria)
+    for queue in found:
+        if queue.criterion != "obs":
+            continue
+        total = np.cumsum([*queue.costs, 0.0])
+        for step, error in zip(queue.steps, total, strict=True):
+            values[step.units] = -error
+        for group in queue.groups:
+            names[group] = "obs"
+    return Scores(values, tuple(names), scores.dead)
+
+
+BY_ERROR = ("auto", "obs")
+"""Criteria that order units by their predicted error."""
+
+
+def split(source: Source) -> Data:
+    """Take the samples that a repair uses, and hold some out."""
+    every = [dict(batch) for batch in source.subset(REPAIR_SAMPLES).batches(BATCH_SIZE)]
+    if len(every) < FEWEST_BATCHES:
+        return Data(every, every, every)
+    held_out = every[HELD_OUT - 1 :: HELD_OUT]
+    return Data(every, [batch for index, batch in enumerate(every, 1) if index % HELD_OUT], held_out)

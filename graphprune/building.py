@@ -1,0 +1,183 @@
+"""Carry out a plan: the passes, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx
+
+from graphprune.analysis import Analysis
+from graphprune.calib.pairs import Batch, Pair
+from graphprune.ir.coupling.resizing import resized
+from graphprune.ir.graph import Graph
+from graphprune.ir.layers.layer import find_layers, kernel_of
+from graphprune.ir.surgery import Kept, remove
+from graphprune.ir.tensors import array
+from graphprune.ledger import LayerRecord
+from graphprune.passes import compensate, sparsify
+from graphprune.passes.fold import fold
+from graphprune.passes.patterns import Choice, Pattern, largest
+from graphprune.planning import Plan
+from graphprune.recipe import Recipe
+from graphprune.recovery.repair import Zeroing, repair
+from graphprune.watch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model on its way through the passes.
+
+    Attributes
+    ----------
+    model : onnx.ModelProto
+    kept : dict
+        What stays of every initializer that lost something.
+    zeroed : dict of str to int
+        By initializer, how many of its weights were set to 0.
+    repairs : tuple of LayerRecord
+        What became of the layers that were solved anew.
+    """
+
+    model: onnx.ModelProto
+    kept: Kept = field(default_factory=dict)
+    zeroed: dict[str, int] = field(default_factory=dict)
+    repairs: tuple[LayerRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every pass is told.
+
+    Attributes
+    ----------
+    analysis : Analysis
+    plan : Plan
+    recipe : Recipe
+    batches : sequence of dict
+        Calibration inputs to repair by.
+    """
+
+    analysis: Analysis
+    plan: Plan
+    recipe: Recipe
+    batches: Sequence[Batch]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A named step that makes one draft of another."""
+
+    name: str
+    run: Callable[[Draft, Job], Draft]
+
+
+def _trim(draft: Draft, job: Job) -> Draft:
+    model, kept = remove(job.analysis.coupling, job.plan.removed)
+    return replace(draft, model=model, kept=kept)
+
+
+def _compensate(draft: Draft, job: Job) -> Draft:
+    """Put means right where nothing is solved anew."""
+    if job.recipe.recover:
+        deltas = compensate.plan(job.analysis.coupling, job.plan.removed, job.analysis.statistics)
+        solved = _solved(draft.model) if job.analysis.predictor is not None else set()
+        compensate.apply(draft.model, {output: delta for output, delta in deltas.items() if output not in solved})
+    return draft
+
+
+def _solved(model: onnx.ModelProto) -> set[str]:
+    return {layer.output for layer in find_layers(Graph(model))}
+
+
+def _sparsify(draft: Draft, job: Job) -> Draft:
+    """Zero weights by magnitude: all where nothing is solved anew, else those that no layer holds."""
+    if job.analysis.predictor is not None:
+        layers = {layer.weight for layer in find_layers(Graph(draft.model))}
+        kept = {name: count for name, count in job.plan.kept.items() if name not in layers}
+        zeros = sparsify.smallest(draft.model, kept) if kept else {}
+    elif job.recipe.target is None:
+        return draft
+    else:
+        coupling = job.analysis.coupling
+        zeros = sparsify.plan(
+            draft.model,
+            sparsify.zeroable(coupling.graph, coupling.contractions),
+            weights_before=job.analysis.weights_before,
+            target=job.recipe.target,
+            final=fold(draft.model) if job.recipe.recover else draft.model,
+        )
+    sparsify.apply(draft.model, zeros)
+    return replace(draft, zeroed={name: len(indices) for name, indices in zeros.items()})
+
+
+def _repair(draft: Draft, job: Job) -> Draft:
+    """Solve all layers anew, and zero their weights on the way."""
+    analysis, plan = job.analysis, job.plan
+    if analysis.predictor is None or not (plan.removed.any() or plan.kept):
+        return draft
+    before = _zeros(draft.model)
+    change = resized(analysis.coupling, plan.removed)
+
+    def pair(original: onnx.ModelProto, model: onnx.ModelProto) -> Pair:
+        return Pair(original, model, job.batches, change=change, custom_ops=job.recipe.custom_ops)
+
+    zeroing = Zeroing(_choices(draft.model, job), job.recipe.sparsifier)
+    repairs = repair(analysis.coupling, plan.removed, draft.model, pair, zeroing)
+    after = _zeros(draft.model)
+    zeroed = {name: after[name] - before[name] for name in plan.kept if after.get(name, 0) > before.get(name, 0)}
+    return replace(draft, zeroed={**draft.zeroed, **zeroed}, repairs=tuple(repairs))
+
+
+def _choices(model: onnx.ModelProto, job: Job) -> dict[str, Choice]:
+    pattern = None if job.recipe.pattern is None else Pattern.parse(job.recipe.pattern)
+    dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    return {
+        name: largest(count) if pattern is None else pattern.choice(count, kernel_of(dims[name]))
+        for name, count in job.plan.kept.items()
+        if name in dims
+    }
+
+
+def _zeros(model: onnx.ModelProto) -> dict[str, int]:
+    weights = {layer.weight for layer in find_layers(Graph(model))}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in weights}
+    return {name: int(np.prod(t.dims)) - int(np.count_nonzero(array(t))) for name, t in stored.items()}
+
+
+def _fold(draft: Draft, job: Job) -> Draft:
+    return replace(draft, model=fold(draft.model)) if job.recipe.recover else draft
+
+
+PASSES = (
+    Pass("trim", _trim),
+    Pass("compensate", _compensate),
+    Pass("sparsify", _sparsify),
+    Pass("repair", _repair),
+    Pass("fold", _fold),
+)
+"""What makes the result of the canonical model, in order."""
+
+
+def build(
+    analysis: Analysis, plan: Plan, recipe: Recipe, watch: Stopwatch, batches: Sequence[Batch] | None = None
+) -> Draft:
+    """Run the passes.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    plan : Plan
+    recipe : Recipe
+    watch : Stopwatch
+    batches : sequence of dict, optional
+        What to repair by; all calibration samples by default.
+    """
+    job = Job(analysis, plan, recipe, analysis.data.every if batches is None else batches)
+    draft = Draft(analysis.coupling.graph.proto)
+    for step in PASSES:
+        with watch.time(step.name):
+            # Every pass may write into the model that it is given, and trim, the first, makes a new one.
+            draft = step.run(draft, job)
+    return draft
