@@ -44,6 +44,7 @@ class SecondMoments:
         )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite stays so in the sums
 def second_moments(rows: npt.NDArray[np.floating], errors: npt.NDArray[np.floating]) -> SecondMoments:
     """Return the second moments of one batch.
 

@@ -136,8 +136,7 @@ def analyse(
         )
     data = split(source) if repairs else Data()
     with watch.time("score"):
-        criterion = "activation" if recipe.criterion in BY_ERROR else recipe.criterion
-        scores = score(coupling, statistics, criterion)
+        scores = _scores(coupling, statistics, recipe, source)
         found = queues(coupling, scores)
     predicted = None
     if repairs:
@@ -150,6 +149,17 @@ def analyse(
                 scores = by_cost(coupling, scores, found)
     weights = count_weights(original.proto)
     return Analysis(coupling, statistics, scores, found, weights, data, predicted)
+
+
+def _scores(coupling: Coupling, statistics: dict[Key, Moments], recipe: Recipe, source: Source) -> Scores:
+    """Scores by the recipe's criterion; where units go by predicted error, those that break ties."""
+    if recipe.criterion != "taylor":
+        criterion = "activation" if recipe.criterion in BY_ERROR else recipe.criterion
+        return score(coupling, statistics, criterion, seed=recipe.seed)
+    from graphprune.finetune.taylor import taylor  # noqa: PLC0415 - torch only where it is asked for
+
+    values = taylor(coupling, source.batches(BATCH_SIZE))
+    return score(coupling, statistics, "taylor", seed=recipe.seed, measured={"taylor": values})
 
 
 def _others(coupling: Coupling, statistics: dict[Key, Moments]) -> dict[str, FloatArray]:

@@ -72,10 +72,6 @@ class Trials:
         self.names = compared_outputs(analysis.coupling.graph)
         self.track = Track(proto, analysis.data.held_out, recipe.custom_ops)
 
-    def drop(self, plan: Plan) -> float:
-        """Return how much worse a plan makes the outputs."""
-        return self.of(plan).drop
-
     def of(self, plan: Plan) -> RecoveryRecord:
         """Return what became of a plan."""
         key = plan.removed.tobytes() + repr(sorted(plan.kept.items())).encode()
@@ -116,7 +112,7 @@ def decide(original: Model, analysis: Analysis, recipe: Recipe, source: Source) 
     if recipe.target is None and recipe.channels is None and recipe.pattern is None:
         chosen = search(analysis, recipe, trials)
     else:
-        chosen = plan(analysis, recipe, recipe.target, trials.drop)
+        chosen = plan(analysis, recipe, recipe.target, trials.of)
     nothing = not chosen.removed.any() and not chosen.kept
     return Decision(chosen) if nothing else Decision(chosen, trials.of(chosen))
 
@@ -128,11 +124,11 @@ def search(analysis: Analysis, recipe: Recipe, trials: Trials) -> Plan:
     for _ in range(SEARCH_STEPS):
         middle = (low + high) / 2
         try:
-            tried = plan(analysis, recipe, middle, trials.drop)
+            tried = plan(analysis, recipe, middle, trials.of)
         except TargetError:
             high = middle
             continue
-        if trials.drop(tried) <= (recipe.max_drop or 0.0):
+        if trials.of(tried).drop <= (recipe.max_drop or 0.0):
             best, low = tried, middle
         else:
             high = middle

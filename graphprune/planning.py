@@ -16,6 +16,7 @@ from graphprune.ir.graph import Graph
 from graphprune.ir.layers.layer import Layer, find_layers, kernel_of
 from graphprune.ir.layers.writing import add_biases
 from graphprune.ir.surgery import remove
+from graphprune.ledger import RecoveryRecord
 from graphprune.passes import trim
 from graphprune.passes.allocation import in_order, share_whole, share_zeros
 from graphprune.passes.choice import Queue, Step, take
@@ -23,12 +24,17 @@ from graphprune.passes.patterns import Pattern
 from graphprune.passes.sparsify import allowed_nonzero
 from graphprune.recipe import Recipe
 
-SHARES = (0.75, 0.5, 0.375, 0.25, 0.125, 0.06, 0.03)
+SHARES = (0.75, 0.6, 0.5, 0.42, 0.35, 0.29, 0.24, 0.2, 0.16, 0.13, 0.1, 0.08, 0.06, 0.04, 0.02)
 """Parts of the target that removal may be tried to meet, largest first."""
-SLACK = 0.1
-"""How much more error than with the best share is predicted for one that removes more."""
-BEARABLE = 0.005
-"""How much more the outputs may then really drop: about one answer of 256."""
+PREDICTED, MEASURED = 1.6, 1.1
+"""How many times the squared error of the best share may be predicted for one that removes more, and how many times the
+error of zeros alone may be measured for it."""
+NOISE = 0.02
+"""How much more the answers may change: between two results as good, that much is chance on few samples."""
+NEGLIGIBLE = 0.02
+"""Relative error of the outputs that is as good as none."""
+TRIALS = 4
+"""The most shares that are built and measured."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Plan:
     error: float | None = None
 
 
-def plan(analysis: Analysis, recipe: Recipe, target: float | None, drop: Callable[[Plan], float]) -> Plan:
+def plan(analysis: Analysis, recipe: Recipe, target: float | None, trial: Callable[[Plan], RecoveryRecord]) -> Plan:
     """Decide what goes, with the least predicted error.
 
     Parameters
@@ -59,8 +65,8 @@ def plan(analysis: Analysis, recipe: Recipe, target: float | None, drop: Callabl
     recipe : Recipe
     target : float or None
         Fraction of the weights that must be gone; the recipe's, or another to try.
-    drop : callable
-        Builds what a plan leads to, and measures how much worse its outputs are.
+    trial : callable
+        Builds what a plan leads to, and measures it.
 
     Returns
     -------
@@ -75,11 +81,12 @@ def plan(analysis: Analysis, recipe: Recipe, target: float | None, drop: Callabl
     none = np.zeros(coupling.units, dtype=np.bool_)
     if recipe.channels is not None:
         return with_zeros(analysis, recipe, trim.by_fraction(coupling, analysis.queues, recipe.channels), target)
-    steps = in_order(coupling, analysis.queues) if recipe.structural != 0 else []
     if recipe.structural != "auto":
+        steps = in_order(coupling, analysis.queues) if recipe.structural else []
         removed = by_share(analysis, steps, target, float(recipe.structural))
         return with_zeros(analysis, recipe, removed, target)
-    plans = []
+    plans: list[Plan] = []
+    steps = in_order(coupling, analysis.queues, block=trim.BLOCK)
     for share in (*SHARES, 0.0):
         try:
             removed = by_share(analysis, steps, target, share)
@@ -88,24 +95,24 @@ def plan(analysis: Analysis, recipe: Recipe, target: float | None, drop: Callabl
         except TargetError:
             if not share and not plans:
                 raise
-    return _largest_bearable(plans, drop)
+    return _largest_bearable(plans, trial)
 
 
 def _taken(steps: Sequence[Step], removed: BoolArray) -> list[Step]:
     return [step for step in steps if removed[step.units].all()]
 
 
-def _largest_bearable(plans: Sequence[Plan], drop: Callable[[Plan], float]) -> Plan:
+def _largest_bearable(plans: Sequence[Plan], trial: Callable[[Plan], RecoveryRecord]) -> Plan:
     """The plan that removes most among those that are predicted, and measured, to be hardly worse than the best."""
-    least = min(plan.error or 0.0 for plan in plans)
     best = min(plans, key=lambda plan: plan.error or 0.0)
-    good = [plan for plan in plans if (plan.error or 0.0) <= least * (1 + SLACK) and plan.removed.any()]
-    tried = {int(plan.removed.sum()): plan for plan in good}
+    good = [plan for plan in plans if (plan.error or 0.0) <= (best.error or 0.0) * PREDICTED]
+    tried = {int(plan.removed.sum()): plan for plan in good if plan.removed.any()}
     if not tried:
         return best
-    limit = drop(plans[-1]) + BEARABLE
-    for count in sorted(tried, reverse=True):
-        if drop(tried[count]) <= limit:
+    limit = trial(plans[-1])
+    for count in sorted(tried, reverse=True)[:TRIALS]:
+        found = trial(tried[count])
+        if found.drop <= limit.drop + NOISE and found.measured_l2 <= max(limit.measured_l2 * MEASURED, NEGLIGIBLE):
             return tried[count]
     return plans[-1]
 

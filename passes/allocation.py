@@ -114,7 +114,7 @@ def _trimmed(kept: dict[str, int], missing: float) -> dict[str, int]:
     return {weight: max(int(count * (1 - missing / total)), 0) for weight, count in kept.items()}
 
 
-def in_order(coupling: Coupling, queues: Sequence[Queue]) -> list[Step]:
+def in_order(coupling: Coupling, queues: Sequence[Queue], *, block: int = 1) -> list[Step]:
     """Return the steps of all queues in the order in which they should go.
 
     Parameters
@@ -122,6 +122,8 @@ def in_order(coupling: Coupling, queues: Sequence[Queue]) -> list[Step]:
     coupling : Coupling
     queues : sequence of Queue
         With what each step costs.
+    block : int, default 1
+        Of convolutions so many channels go at once that what is left is a multiple of this.
 
     Returns
     -------
@@ -129,7 +131,7 @@ def in_order(coupling: Coupling, queues: Sequence[Queue]) -> list[Step]:
         Each time the piece of a queue that costs least for every weight that goes with it, given what is gone already.
     """
     sizes = _Sizes(coupling)
-    pieces = [_pieces(queue) for queue in queues]
+    pieces = [_pieces(queue, block if _is_convolved(coupling, queue) else 1) for queue in queues]
     heap = [(0.0, index, 0) for index, own in enumerate(pieces) if own]
     order: list[Step] = []
     while heap:
@@ -149,10 +151,18 @@ def in_order(coupling: Coupling, queues: Sequence[Queue]) -> list[Step]:
     return order
 
 
-def _pieces(queue: Queue) -> list[tuple[int, int, float]]:
+def _is_convolved(coupling: Coupling, queue: Queue) -> bool:
+    """Whether the units are channels of convolutions."""
+    axes = (axis for group in queue.groups for axis in coupling.groups[group].axes)
+    return any(len(coupling.graph.initializers[name].dims) > 2 for name, _ in axes)
+
+
+def _pieces(queue: Queue, block: int) -> list[tuple[int, int, float]]:
     """First step, last step but one, and cost a step of every piece of the hull."""
     errors = np.concatenate([[0.0], np.cumsum(queue.costs)])
-    corners = hull(errors, np.arange(len(errors)))
+    together = len(queue.steps[0].units) if queue.steps else 1
+    places = [n for n in range(len(errors)) if n == 0 or (len(queue.steps) - n) * together % block == 0]
+    corners = [places[corner] for corner in hull(errors[places], places)]
     return [(a, b, float((errors[b] - errors[a]) / (b - a))) for a, b in pairwise(corners)]
 
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Protocol, Self
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+Self = TypeVar("Self")
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 """Ridges to try, in parts of the mean variance of a row's entries."""
@@ -46,7 +47,7 @@ class SecondMoments(Protocol):
     def energy(self) -> FloatArray:
         """Sum of error^2."""
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self: Self, other: Self) -> Self:
         """Return the moments of both."""
 
 
@@ -172,4 +173,4 @@ def _total(moments: Centred) -> float:
 
 
 def _change(moments: Centred, ridge: float) -> FloatArray:
-    return np.linalg.solve(moments.damped(ridge), moments.cross)
+    return np.asarray(np.linalg.solve(moments.damped(ridge), moments.cross))

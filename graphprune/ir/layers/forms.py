@@ -20,6 +20,8 @@ Attributes = Mapping[str, Any]
 Places = npt.NDArray[np.int64]
 """Flat indices into the places of one sample's output: its spatial positions, or the rows of a matrix product."""
 
+_ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Form:
@@ -86,11 +88,11 @@ def _transposed_rows(attributes: Attributes, shape: tuple[int, ...], data: Array
     pads = _written_pads(attributes, rank)
     extents = [(extent - 1) * step + 1 for extent, step in zip(data.shape[2:], strides, strict=True)]
     spread = np.zeros((*data.shape[:2], *extents), data.dtype)
-    spread[(slice(None), slice(None), *(slice(None, None, step) for step in strides))] = data
+    spread[(_ALL, _ALL, *(slice(None, None, step) for step in strides))] = data
     reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
     around = [(reach[i] - pads[i], reach[i] - pads[i + rank] + extra[i]) for i in range(rank)]
-    cut = tuple(slice(max(-a, 0), spread.shape[i + 2] - max(-b, 0)) for i, (a, b) in enumerate(around))
-    padded = np.pad(spread[(..., *cut)], ((0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in around)))
+    cut = [slice(max(-a, 0), spread.shape[i + 2] - max(-b, 0)) for i, (a, b) in enumerate(around)]
+    padded = np.pad(spread[(_ALL, _ALL, *cut)], ((0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in around)))
     return _windows(attributes, padded, kernel, [1] * rank, places)
 
 
@@ -100,11 +102,10 @@ def _windows(attributes: Attributes, data: Array, kernel: tuple[int, ...], strid
     dilations = attributes.get("dilations", [1] * rank)
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
     seen = np.lib.stride_tricks.sliding_window_view(data, reach, axis=tuple(range(2, 2 + rank)))
-    steps = [slice(None, None, step) for step in (*strides, *dilations)]
-    seen = seen[(slice(None), slice(None), *steps)]
-    chosen = seen[(slice(None), slice(None), *np.unravel_index(places, seen.shape[2 : 2 + rank]))]
+    seen = seen[(_ALL, _ALL, *(slice(None, None, step) for step in (*strides, *dilations)))]
+    index: tuple[Any, ...] = (_ALL, _ALL, *np.unravel_index(places, seen.shape[2 : 2 + rank]))
     # [samples, channels, places, kernel...] to [samples * places, groups, channels of a group * kernel]
-    return np.moveaxis(chosen, 2, 1).reshape(len(data) * len(places), groups, -1)
+    return np.asarray(np.moveaxis(seen[index], 2, 1).reshape(len(data) * len(places), groups, -1))
 
 
 def _padding(attributes: Attributes, extents: tuple[int, ...], kernel: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -131,23 +132,23 @@ def _written_pads(attributes: Attributes, rank: int) -> Sequence[int]:
 
 
 def _gemm_matrix(attributes: Attributes, weight: Array) -> Array:
-    return (weight.T if attributes.get("transB", 0) else weight)[None]
+    return np.asarray((weight.T if attributes.get("transB", 0) else weight)[None])
 
 
 def _gemm_weight(attributes: Attributes, matrix: Array, shape: tuple[int, ...]) -> Array:
-    return matrix[0].T if attributes.get("transB", 0) else matrix[0]
+    return np.asarray(matrix[0].T if attributes.get("transB", 0) else matrix[0])
 
 
 def _gemm_rows(attributes: Attributes, shape: tuple[int, ...], data: Array, places: Places) -> Array:
-    return attributes.get("alpha", 1.0) * data[:, None]
+    return np.asarray(attributes.get("alpha", 1.0) * data[:, None])
 
 
 def _matmul_matrix(attributes: Attributes, weight: Array) -> Array:
-    return weight[None]
+    return np.asarray(weight[None])
 
 
 def _matmul_weight(attributes: Attributes, matrix: Array, shape: tuple[int, ...]) -> Array:
-    return matrix[0]
+    return np.asarray(matrix[0])
 
 
 def _matmul_rows(attributes: Attributes, shape: tuple[int, ...], data: Array, places: Places) -> Array:
@@ -158,11 +159,11 @@ def _matmul_rows(attributes: Attributes, shape: tuple[int, ...], data: Array, pl
 
 
 def _recurrent_matrix(attributes: Attributes, weight: Array) -> Array:
-    return weight.reshape(-1, weight.shape[-1]).T[None]
+    return np.asarray(weight.reshape(-1, weight.shape[-1]).T[None])
 
 
 def _recurrent_weight(attributes: Attributes, matrix: Array, shape: tuple[int, ...]) -> Array:
-    return matrix[0].T.reshape(shape)
+    return np.asarray(matrix[0].T.reshape(shape))
 
 
 def _recurrent_rows(attributes: Attributes, shape: tuple[int, ...], data: Array, places: Places) -> Array:
