@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
+LARGE = 1e15
+"""Sums of products of larger values may exceed single precision."""
+
 
 @dataclass(frozen=True)
 class SecondMoments:
@@ -34,6 +37,7 @@ class SecondMoments:
     cross: FloatArray
     energy: FloatArray
 
+    @np.errstate(invalid="ignore")  # what is not finite stays so
     def __add__(self, other: SecondMoments) -> SecondMoments:
         """Return the moments of both sets of rows together."""
         return SecondMoments(
@@ -57,10 +61,12 @@ def second_moments(rows: npt.NDArray[np.floating], errors: npt.NDArray[np.floati
     Returns
     -------
     SecondMoments
-        Products are summed in single precision within the batch (in double where the rows are), about the batch's mean
-        so that a large one costs no digits, and in float64 from there on.
+        Products are summed in single precision within the batch (in double where the rows are, or are too large for
+        it), about the batch's mean so that a large one costs no digits, and in float64 from there on.
     """
     kind = np.promote_types(np.promote_types(rows.dtype, errors.dtype), np.float32)
+    if max(np.abs(rows).max(initial=0), np.abs(errors).max(initial=0)) > LARGE:
+        kind = np.dtype(np.float64)
     mean = rows.mean(axis=0, dtype=np.float64).astype(kind)
     centred = np.ones((*rows.shape[1:-1], rows.shape[2] + 1, rows.shape[0]), kind)
     centred[:, :-1] = (rows - mean).transpose(1, 2, 0)

@@ -157,11 +157,11 @@ class Pair:
         parts: dict[bool, SecondMoments] = {}
         random = np.random.default_rng(seed)
         shape, form = _shape(self.draft.proto, layer.weight), layer.form
+        outputs = layer.matrix(self.draft.proto).shape[2]
         for index, found in enumerate(self.draft.run([layer.data, layer.output]), start=1):
             output = found[layer.output] if form.computed else found[layer.data]
             places = self._places(layer, shape, output, random)
             rows = form.rows(layer.node.attributes, shape, found[layer.data], places)
-            outputs = layer.matrix(self.draft.proto).shape[2]
             moments = second_moments(rows, np.zeros((*rows.shape[:2], outputs), rows.dtype))
             judges = index % JUDGE == 0
             parts[judges] = parts[judges] + moments if judges in parts else moments
@@ -172,14 +172,16 @@ class Pair:
     ) -> Iterator[tuple[Array, Array]]:
         form, computed = after.form, after.form.computed
         shape = _shape(self.draft.proto, after.weight)
-        originals = self.original.run([before.total] if computed else [before.data])
-        drafts = self.draft.run([after.data, after.total] if computed else [after.data])
+        same = before.total == after.total  # shapes may be known in one of the models alone
+        past, present = (before.total, after.total) if same else (before.output, after.output)
+        originals = self.original.run([past] if computed else [before.data])
+        drafts = self.draft.run([after.data, present] if computed else [after.data])
         for there, here in zip(originals, drafts, strict=True):
-            data, output = here[after.data], here[after.total if computed else after.data]
+            data, output = here[after.data], here[present if computed else after.data]
             places = self._places(after, shape, output, random)
             rows = form.rows(after.node.attributes, shape, data, places)
             if computed:
-                was, now = output_rows(form, there[before.total], places), output_rows(form, output, places)
+                was, now = output_rows(form, there[past], places), output_rows(form, output, places)
             else:
                 first = _shape(self.original.proto, before.weight)
                 matrix = before.matrix(self.original.proto)[0].astype(np.float32)

@@ -136,7 +136,7 @@ def analyse(
         )
     data = split(source) if repairs else Data()
     with watch.time("score"):
-        scores = _scores(coupling, statistics, recipe, source)
+        scores = _scores(coupling, statistics, recipe, source, by_error=repairs)
         found = queues(coupling, scores)
     predicted = None
     if repairs:
@@ -151,11 +151,16 @@ def analyse(
     return Analysis(coupling, statistics, scores, found, weights, data, predicted)
 
 
-def _scores(coupling: Coupling, statistics: dict[Key, Moments], recipe: Recipe, source: Source) -> Scores:
-    """Scores by the recipe's criterion; where units go by predicted error, those that break ties."""
+def _scores(
+    coupling: Coupling, statistics: dict[Key, Moments], recipe: Recipe, source: Source, *, by_error: bool
+) -> Scores:
+    """Scores by the recipe's criterion; where units go by predicted error, those that break ties.
+
+    Where nothing is predicted, ``auto`` is APoZ with its rule.
+    """
     if recipe.criterion != "taylor":
-        criterion = "activation" if recipe.criterion in BY_ERROR else recipe.criterion
-        return score(coupling, statistics, criterion, seed=recipe.seed)
+        names = {"auto": "activation" if by_error else "apoz", "obs": "activation"}
+        return score(coupling, statistics, names.get(recipe.criterion, recipe.criterion), seed=recipe.seed)
     from graphprune.finetune.taylor import taylor  # noqa: PLC0415 - torch only where it is asked for
 
     values = taylor(coupling, source.batches(BATCH_SIZE))
@@ -187,7 +192,9 @@ BY_ERROR = ("auto", "obs")
 
 def split(source: Source) -> Data:
     """Take the samples that a repair uses, and hold some out."""
-    every = [dict(batch) for batch in source.subset(REPAIR_SAMPLES).batches(BATCH_SIZE)]
+    samples = source.subset(REPAIR_SAMPLES)
+    size = min(BATCH_SIZE, max(samples.samples // FEWEST_BATCHES, 1))  # of few samples, too, some are held out
+    every = [dict(batch) for batch in samples.batches(size)]
     if len(every) < FEWEST_BATCHES:
         return Data(every, every, every)
     held_out = every[HELD_OUT - 1 :: HELD_OUT]

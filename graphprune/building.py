@@ -16,10 +16,10 @@ from graphprune.ir.layers.layer import find_layers, kernel_of
 from graphprune.ir.surgery import Kept, remove
 from graphprune.ir.tensors import array
 from graphprune.ledger import LayerRecord
-from graphprune.passes import compensate, sparsify
+from graphprune.passes import sparsify
 from graphprune.passes.fold import fold
 from graphprune.passes.patterns import Choice, Pattern, largest
-from graphprune.planning import Plan
+from graphprune.planning import Plan, put_means_right
 from graphprune.recipe import Recipe
 from graphprune.recovery.repair import Zeroing, repair
 from graphprune.watch import Stopwatch
@@ -81,14 +81,8 @@ def _trim(draft: Draft, job: Job) -> Draft:
 def _compensate(draft: Draft, job: Job) -> Draft:
     """Put means right where nothing is solved anew."""
     if job.recipe.recover:
-        deltas = compensate.plan(job.analysis.coupling, job.plan.removed, job.analysis.statistics)
-        solved = _solved(draft.model) if job.analysis.predictor is not None else set()
-        compensate.apply(draft.model, {output: delta for output, delta in deltas.items() if output not in solved})
+        put_means_right(job.analysis, job.plan.removed, draft.model)
     return draft
-
-
-def _solved(model: onnx.ModelProto) -> set[str]:
-    return {layer.output for layer in find_layers(Graph(model))}
 
 
 def _sparsify(draft: Draft, job: Job) -> Draft:

@@ -12,7 +12,7 @@ from graphprune.analysis import BATCH_SIZE, Analysis
 from graphprune.building import build
 from graphprune.calib.pairs import Track
 from graphprune.calib.stream import Source
-from graphprune.errors import TargetError
+from graphprune.errors import RecipeError, TargetError
 from graphprune.ir.coupling.resizing import SAME, Resized, resized
 from graphprune.ir.coupling.units import BoolArray
 from graphprune.ir.model import Model
@@ -103,10 +103,13 @@ def decide(original: Model, analysis: Analysis, recipe: Recipe, source: Source) 
 
     Raises
     ------
+    RecipeError
+        When what is asked for needs a repair that is ruled out, or for which there is no data.
     TargetError
         When the target cannot be reached.
     """
     if analysis.predictor is None:
+        _demand_no_repair(recipe)
         return Decision(Plan(by_rule(analysis, recipe, trial_error(original, analysis, recipe, source))))
     trials = Trials(analysis, recipe)
     if recipe.target is None and recipe.channels is None and recipe.pattern is None:
@@ -115,6 +118,18 @@ def decide(original: Model, analysis: Analysis, recipe: Recipe, source: Source) 
         chosen = plan(analysis, recipe, recipe.target, trials.of)
     nothing = not chosen.removed.any() and not chosen.kept
     return Decision(chosen) if nothing else Decision(chosen, trials.of(chosen))
+
+
+def _demand_no_repair(recipe: Recipe) -> None:
+    """Demand that a recipe can be carried out without repair: by ranks and magnitudes alone."""
+    asked = "--pattern" if recipe.pattern is not None else "--max-drop alone"
+    if recipe.pattern is not None or (recipe.target is None and recipe.channels is None):
+        raise RecipeError(
+            f"{asked} needs kept weights to change",
+            where="--no-recover" if not recipe.recover else "--calib",
+            why="errors are predicted and repaired from real inputs",
+            hint="leave out --no-recover" if not recipe.recover else "give --calib",
+        )
 
 
 def search(analysis: Analysis, recipe: Recipe, trials: Trials) -> Plan:

@@ -17,7 +17,7 @@ from graphprune.ir.layers.layer import Layer, find_layers, kernel_of
 from graphprune.ir.layers.writing import add_biases
 from graphprune.ir.surgery import remove
 from graphprune.ledger import RecoveryRecord
-from graphprune.passes import trim
+from graphprune.passes import compensate, trim
 from graphprune.passes.allocation import in_order, share_whole, share_zeros
 from graphprune.passes.choice import Queue, Step, take
 from graphprune.passes.patterns import Pattern
@@ -135,6 +135,7 @@ def with_zeros(analysis: Analysis, recipe: Recipe, removed: BoolArray, target: f
     if target is None and recipe.pattern is None:
         return Plan(removed, {}, error)
     trimmed, _ = remove(analysis.coupling, removed)
+    put_means_right(analysis, removed, trimmed)
     add_biases(trimmed)
     layers = find_layers(Graph(trimmed))
     entries = nonzero_entries(trimmed)
@@ -142,7 +143,7 @@ def with_zeros(analysis: Analysis, recipe: Recipe, removed: BoolArray, target: f
     filled = {layer.bias: int(np.prod(_dims(trimmed, layer.bias))) for layer in layers if layer.bias}
     nonzero = sum({**entries, **filled}.values())
     curves = analysis.predictor.curves
-    least = sizes
+    least: Mapping[str, int] = sizes
     if recipe.pattern is not None:
         least = _by_pattern(Pattern.parse(recipe.pattern), layers, trimmed, sizes)
     needed = nonzero - allowed_nonzero(analysis.weights_before, target) if target is not None else None
@@ -156,9 +157,16 @@ def with_zeros(analysis: Analysis, recipe: Recipe, removed: BoolArray, target: f
     return Plan(removed, share.kept, error + share.error)
 
 
+def put_means_right(analysis: Analysis, removed: BoolArray, trimmed: onnx.ModelProto) -> None:
+    """Make up for the mean of what was removed, in place, where no layer is solved anew; this may add biases."""
+    deltas = compensate.plan(analysis.coupling, removed, analysis.statistics)
+    solved = {layer.output for layer in find_layers(Graph(trimmed))} if analysis.predictor is not None else set()
+    compensate.apply(trimmed, {output: delta for output, delta in deltas.items() if output not in solved})
+
+
 def _by_pattern(
     pattern: Pattern, layers: Sequence[Layer], proto: onnx.ModelProto, sizes: Mapping[str, int]
-) -> dict[str, int] | Mapping[str, int]:
+) -> Mapping[str, int]:
     """What a pattern leaves of every layer's weight; the sizes themselves where it leaves the number open."""
     if not pattern.fixes_count:
         return sizes
@@ -186,13 +194,13 @@ def _removal_error(queues: Sequence[Queue], removed: BoolArray) -> float:
 def _demand_reachable(
     analysis: Analysis, nonzero: int, zeroable: int, needed: int | None, target: float | None
 ) -> None:
-    if needed is None or needed <= zeroable:
-        return
     before = analysis.weights_before
-    if not before:
+    if target and not before:
         raise TargetError(
             "the model holds no weights to prune", reachable=0.0, hint="check that this is the model meant"
         )
+    if needed is None or needed <= zeroable:
+        return
     reachable = 1 - (nonzero - zeroable) / before
     raise TargetError(
         f"the target {target} cannot be reached",

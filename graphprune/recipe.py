@@ -87,6 +87,10 @@ class Recipe:
             value = getattr(self, field.name)
             _demand(field.name, value)
             object.__setattr__(self, field.name, _plain(value))
+        if self.pattern is not None and "x" in self.pattern and self.target is None:
+            raise RecipeError(
+                "blocks leave open how many weights become zero", where="--pattern", hint="give --target as well"
+            )
         if self.structural != "auto":
             if self.target is None:
                 raise RecipeError("--structural is a share of --target", hint="give --target as well")
@@ -164,10 +168,8 @@ def _whole(value: Any) -> bool:
 
 
 def _is_pattern(value: str) -> bool:
-    found = re.fullmatch(r"(\d{1,4})([:x])(\d{1,4})", value)
-    return (
-        bool(found) and int(found[1]) > 0 and (int(found[1]) < int(found[3]) or (found[2] == "x" and int(found[3]) > 0))
-    )
+    found = re.fullmatch(r"([1-9]\d{0,3})([:x])([1-9]\d{0,3})", value)
+    return found is not None and (found[2] == "x" or int(found[1]) < int(found[3]))
 
 
 def _names(value: Any) -> bool:

@@ -70,8 +70,8 @@ def share_zeros(curves: Sequence[ZeroCurve], sizes: Mapping[str, int], needed: i
             break
         gone[weight] = gone.get(weight, 0.0) + taken
         error, missing = error + slope * taken, missing - taken
-    kept = {weight: int(np.floor(sizes[weight] - count)) for weight, count in gone.items()}
-    return Share(_trimmed(kept, missing), error)
+    left = {weight: sizes[weight] - count for weight, count in gone.items()}
+    return Share(_rounded(_trimmed(left, missing), sum(sizes[weight] for weight in left) - needed), error)
 
 
 def share_whole(
@@ -106,12 +106,21 @@ def share_whole(
     return Share(kept, error)
 
 
-def _trimmed(kept: dict[str, int], missing: float) -> dict[str, int]:
+def _trimmed(kept: dict[str, float], missing: float) -> dict[str, float]:
     """Take what is still missing from all weights in proportion to what they keep."""
     total = sum(kept.values())
     if missing <= 0 or not total:
         return kept
-    return {weight: max(int(count * (1 - missing / total)), 0) for weight, count in kept.items()}
+    return {weight: max(count * (1 - missing / total), 0.0) for weight, count in kept.items()}
+
+
+def _rounded(kept: Mapping[str, float], together: int) -> dict[str, int]:
+    """Round to whole entries, so many together: those with the largest fractions are rounded up."""
+    whole = {weight: int(count) for weight, count in kept.items()}
+    fractions = sorted(kept, key=lambda weight: whole[weight] - kept[weight])
+    for weight in fractions[: max(together - sum(whole.values()), 0)]:
+        whole[weight] += 1
+    return whole
 
 
 def in_order(coupling: Coupling, queues: Sequence[Queue], *, block: int = 1) -> list[Step]:

@@ -192,7 +192,7 @@ def normalised(group: Group, scores: Scores) -> FloatArray:
     """Return a group's scores in standard deviations above its mean, comparable between groups."""
     values = scores.values[group.units]
     if (values < 0).any():  # energies spread over orders of magnitude
-        values = -np.log(np.maximum(-values, 1e-30))
+        values = -np.log(np.clip(-values, 1e-30, np.finfo(np.float64).max))  # one that overflowed is the largest
     spread = float(values.std())
     return (values - values.mean()) / spread if spread > 0 else np.zeros_like(values)
 

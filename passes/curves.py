@@ -18,7 +18,7 @@ from graphprune.passes.sparse import refit
 FloatArray = npt.NDArray[np.float64]
 
 LEVELS = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.96, 0.99)
-"""Fractions of a weight's entries that are zero."""
+"""Fractions of a weight's entries that are set to zero, of those that are none yet."""
 MEASURED = (0.5, 0.87)
 """At which of them the model is run."""
 STEPS = 15
@@ -34,7 +34,7 @@ class ZeroCurve:
     weight : str
         Initializer.
     size : int
-        Its entries.
+        Its entries that are not zero.
     errors : ndarray of float64, shape (len(LEVELS),)
         Predicted squared error of the model's outputs, relative to their variance, at every level.
     """
@@ -62,15 +62,17 @@ def local_errors(gram: FloatArray, dense: FloatArray) -> tuple[FloatArray, dict[
     """
     spread = np.sqrt(np.einsum("gkk->gk", gram))[:, :, None]
     scaled = (gram / (spread * spread.swapaxes(1, 2))).astype(np.float32)
-    goal = (dense * spread).astype(np.float32)
+    goal = dense * spread
+    size = float(np.abs(goal).max(initial=0)) or 1.0  # in units of it no square overflows
+    goal = (goal / size).astype(np.float32)
     right, errors, solutions = scaled @ goal, [0.0], {}
     for level in LEVELS[1:]:
-        kept = largest(round((1 - level) * goal.size))(np.abs(goal))
+        kept = largest(round((1 - level) * np.count_nonzero(goal)))(np.abs(goal))
         solution = refit(scaled, right, kept, goal, STEPS)
         lost = solution - goal
-        errors.append(max(float((lost * (scaled @ lost)).sum(dtype=np.float64)), errors[-1]))
+        errors.append(max(float((lost * (scaled @ lost)).sum(dtype=np.float64)) * size**2, errors[-1]))
         if level in MEASURED:
-            solutions[level] = solution.astype(np.float64) / spread
+            solutions[level] = solution.astype(np.float64) * size / spread
     return np.array(errors), solutions
 
 

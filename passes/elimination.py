@@ -123,8 +123,13 @@ class _State:
         found = np.zeros(len(self.columns))
         for width in self.width - {0}:  # all steps of as many columns at once
             indices = [i for i, columns in enumerate(self.columns) if len(columns) == width and not self.gone[i]]
-            if indices:
-                columns = np.stack([self.columns[i] for i in indices])
+            if not indices:
+                continue
+            columns = np.stack([self.columns[i] for i in indices])
+            if width == 1:
+                energy = np.einsum("io,io->i", self.matrix, self.matrix)[columns[:, 0]]
+                found[indices] = energy / np.diagonal(self.inverse)[columns[:, 0]]
+            else:
                 blocks = self.inverse[columns[:, :, None], columns[:, None]]
                 weights = self.matrix[columns]
                 found[indices] = (weights * np.linalg.solve(blocks, weights)).sum(axis=(1, 2))

@@ -46,9 +46,9 @@ def n_of_m(n: int, m: int, kernel: int) -> Choice:
         whole = channels - channels % m
         shaped = magnitudes.reshape(groups, channels, kernel * outputs)
         kept = np.ones(shaped.shape, dtype=np.bool_)
-        parts = shaped[:, :whole].reshape(groups, whole // m, m, -1)
+        parts = shaped[:, :whole].reshape(groups, whole // m, m, kernel * outputs)
         order = np.argsort(np.argsort(-parts, axis=2, kind="stable"), axis=2)
-        kept[:, :whole] = (order < n).reshape(groups, whole, -1)
+        kept[:, :whole] = (order < n).reshape(groups, whole, kernel * outputs)
         return kept.reshape(magnitudes.shape)
 
     return choose

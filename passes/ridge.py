@@ -108,6 +108,7 @@ class Solution:
     rows: Centred
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite stays so
 def centred(moments: SecondMoments, *, biased: bool = True) -> Centred:
     """Return moments about the mean; about zero for a layer that has no bias."""
     n = max(moments.count, 1)
@@ -139,14 +140,18 @@ def solve(parts: Sequence[SecondMoments], *, biased: bool = True) -> Solution:
         No change at all where that is better on the part that judges, or the moments are not finite.
     """
     whole = centred(reduce(add, parts), biased=biased)
-    ridge, before, after = CAUTION, _total(whole), float("nan")
+    none = np.zeros_like(whole.cross), np.zeros_like(whole.error)
+    ridge = CAUTION if whole.covariance.shape[1] <= WIDEST else np.inf
+    before, after = _total(whole), float("nan")
     if not np.isfinite(whole.covariance).all() or not np.isfinite(before):
-        return Solution(np.zeros_like(whole.cross), np.zeros_like(whole.error), np.inf, before, after, whole)
+        return Solution(*none, np.inf, before, after, whole)
     if len(parts) > 1:
         ridge, before, after = _judged(
             centred(reduce(add, parts[:-1]), biased=biased), centred(parts[-1], biased=biased)
         )
-    change = _change(whole, ridge) if np.isfinite(ridge) else np.zeros_like(whole.cross)
+        if after >= before:
+            return Solution(*none, np.inf, before, before, whole)
+    change = _change(whole, ridge) if np.isfinite(ridge) else none[0]
     shift = whole.error - (whole.mean[:, None] @ change)[:, 0]
     return Solution(change, shift, ridge, before, after, whole)
 

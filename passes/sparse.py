@@ -56,7 +56,7 @@ def sparse(gram: FloatArray, dense: FloatArray, choose: Choice, method: str = "a
     scaled = gram / (spread[:, :, None] * spread[:, None])
     goal = dense * spread[:, :, None]
     kept = choose(np.abs(dense)) if method == "magnitude" else METHODS[method](scaled, goal, choose)
-    return refit(scaled, scaled @ goal, kept, goal) / spread[:, :, None]
+    return np.asarray(refit(scaled, scaled @ goal, kept, goal) / spread[:, :, None])
 
 
 def _wanda(gram: FloatArray, goal: FloatArray, choose: Choice) -> BoolArray:

@@ -86,6 +86,7 @@ def test_every_option_reaches_the_recipe(
         "target": 0.3,
         "structural": 0.25,
         "criterion": "activation",
+        "sparsifier": "wanda",
         "max_latency_ratio": 50.0,
         "max_drop": 1.0,
         "threads": 2,
@@ -103,6 +104,7 @@ def test_every_option_reaches_the_recipe(
         **given,
         "recover": False,
         "channels": None,
+        "pattern": None,
         "allow_resize": ["image"],
         "custom_ops": [],
     }
@@ -110,6 +112,9 @@ def test_every_option_reaches_the_recipe(
     assert files(tmp_path) == {"net.onnx", "calib.npz", "small.onnx", "why.json"}
     found = command(capfd, path, "--calib", data, "--channels", "0.25", "-q", "--report", report, *QUICK)
     assert json.loads(report.read_text())["recipe"]["channels"] == 0.25
+    found = command(capfd, path, "--calib", data, "--pattern", "2:4", "-q", "--report", report, *QUICK)
+    assert found.code == 0
+    assert json.loads(report.read_text())["recipe"]["pattern"] == "2:4"
 
 
 def test_json_is_all_that_stdout_holds(
@@ -155,7 +160,7 @@ def test_verbose_shows_groups_and_what_was_left_alone(
     path, data = net
     found = command(capfd, path, "--channels", "0.5", "--calib", data, "-v", *QUICK)
     assert found.code == 0
-    for text in ("apoz", "w_3", "left alone", "graph input 'image' keeps its shape"):
+    for text in ("obs", "w_3", "left alone", "graph input 'image' keeps its shape"):
         assert text in found.err
     plain = command(capfd, path, "--channels", "0.5", "--calib", data, *QUICK)
     assert "left alone" not in plain.err

@@ -44,6 +44,8 @@ KEYS = {
     "equivalence": {"max_abs": float, "max_rel": float, "constant": list},
     "fidelity": {"relative_l2": float, "outputs": list},
     "gates": [{"name": str, "limit": float, "value": float, "ok": bool}],
+    "recovery": type(None),
+    "repairs": list,
     "notes": list,
     "seconds": dict,
 }
@@ -81,6 +83,24 @@ def test_the_file_holds_every_key_with_its_type(run: tuple[Path, Ledger]) -> Non
     assert values["schema"] == SCHEMA == "graphprune.ledger/1"
     assert next(iter(values)) == "schema"
     assert set(values) == set(KEYS)
+
+
+def test_a_repair_is_recorded_predicted_and_measured_side_by_side(tmp_path: Path) -> None:
+    path, data = small.write(tmp_path)
+    model, ledger = prune(path, Recipe(target=0.7, runs=2, max_drop=1.0), data)
+    values = json.loads(write(model, ledger, load(path), tmp_path / "out.onnx", tmp_path / "out.json").to_json())
+    demand(
+        values["recovery"],
+        {"fitted": int, "held_out": int, "predicted_l2": float, "measured_l2": float, "agreement": float, "drop": float},
+    )
+    demand(values["repairs"], [{"layer": str, "before": float, "after": float}])
+    # Batches: three of every four are fitted, the fourth is held out.
+    assert values["recovery"]["held_out"] * 3 == values["recovery"]["fitted"] > 0
+    assert values["recovery"]["predicted_l2"] > 0
+    assert values["recovery"]["measured_l2"] > 0
+    assert {repair["layer"] for repair in values["repairs"]} == {"w_0", "w_1", "w_2", "w_3", "w_4"}
+    gates = {gate["name"]: gate for gate in values["gates"]}
+    assert gates["max-drop"]["value"] == values["recovery"]["drop"]
 
 
 def test_the_file_is_the_ledger(run: tuple[Path, Ledger]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from graphprune.errors import RecipeError
-from graphprune.recipe import CRITERIA, Recipe, read_recipe
+from graphprune.recipe import CRITERIA, SPARSIFIERS, Recipe, read_recipe
 
 GOOD: list[dict[str, Any]] = [
     {"target": 0},
@@ -26,6 +26,10 @@ GOOD: list[dict[str, Any]] = [
     {"target": 0.5, "structural": 1},
     {"target": 0.5, "structural": 0.25},
     *({"target": 0.5, "criterion": criterion} for criterion in CRITERIA),
+    *({"target": 0.5, "sparsifier": sparsifier} for sparsifier in SPARSIFIERS),
+    *({"target": 0.5, "pattern": pattern} for pattern in ("2:4", "4:8", "1:9999", "16x1", "1x1", "8x16")),
+    {"pattern": "2:4"},
+    {"max_drop": 0.02},
     {"target": 0.5, "max_latency_ratio": 0.01},
     {"target": 0.5, "max_drop": 0},
     {"target": 0.5, "max_drop": 1.0},
@@ -54,6 +58,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"channels": 0.5, "target": 0.5, "structural": 0.5}, "--channels"),
     ({"target": 0.5, "criterion": "taste"}, "'taste'"),
     ({"target": 0.5, "criterion": None}, "--criterion"),
+    ({"target": 0.5, "sparsifier": "taste"}, "'taste'"),
+    ({"target": 0.5, "sparsifier": None}, "--sparsifier"),
+    *(
+        ({"target": 0.5, "pattern": pattern}, "--pattern")
+        for pattern in ("4:2", "4:4", "0:4", "2:", "2-4", "0x4", "4x0", "16x", " 2:4", "2:4\n", "", "2:10000", "\u0662:4", 2)
+    ),
+    ({"pattern": "16x1"}, "--target"),
     ({"target": 0.5, "runs": None}, "--runs"),
     ({"target": 0.5, "max_latency_ratio": 0}, "--max-latency-ratio"),
     ({"target": 0.5, "max_latency_ratio": math.inf}, "--max-latency-ratio"),
@@ -139,6 +150,8 @@ def test_every_field_can_be_given_in_a_file(field: str, tmp_path: Path) -> None:
         "channels": 0.25,
         "structural": "auto",
         "criterion": "apoz",
+        "sparsifier": "wanda",
+        "pattern": "2:4",
         "recover": True,
         "max_latency_ratio": 1.5,
         "max_drop": 0.1,

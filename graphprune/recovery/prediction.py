@@ -107,7 +107,7 @@ def predictor(coupling: Coupling, batches: Sequence[Batch], custom_ops: Sequence
         middle = LEVELS.index(MEASURED[0])
         importance = curve[middle] / errors[middle] if errors[middle] > 0 else 0.0
         readings.append(Reading(layer, rows, matrix, float(importance)))
-        curves.append(ZeroCurve(layer.weight, matrix.size, curve))
+        curves.append(ZeroCurve(layer.weight, int(np.count_nonzero(matrix)), curve))
     start = Effects(Track(proto, [dict(batch) for batch in batches], custom_ops))
     known = {curve.weight for curve in curves}
     curves.extend(
@@ -121,6 +121,7 @@ def _by_magnitude(effects: Effects, name: str) -> ZeroCurve:
     """The curve of a weight that is no layer's: its smallest entries go, and nothing makes up for them."""
     proto = effects.track.proto
     magnitudes = np.sort(sparsify.magnitudes(proto, name)).astype(np.float64)
+    magnitudes = magnitudes[magnitudes > 0]
     energy = np.concatenate([[0.0], np.cumsum(magnitudes**2)])
     counts = [round(level * len(magnitudes)) for level in LEVELS]
     shape = energy[counts] / max(energy[-1], np.finfo(np.float64).tiny)

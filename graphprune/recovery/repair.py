@@ -7,7 +7,7 @@ branches before it lack. Weights are zeroed on the way: the layers behind make u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +23,7 @@ from graphprune.ir.tensors import array
 from graphprune.ledger import LayerRecord
 from graphprune.passes.damping import damping
 from graphprune.passes.patterns import Choice, within
-from graphprune.passes.ridge import solve
+from graphprune.passes.ridge import Centred, SecondMoments, solve
 from graphprune.passes.sparse import sparse
 
 FloatArray = npt.NDArray[np.float64]
@@ -101,14 +101,23 @@ def _repair_layer(
     if not present.all():  # a zero stays one
         choose = within(present, choose or (lambda magnitudes: np.ones(magnitudes.shape, dtype=np.bool_)))
     if choose is not None:
-        level = damping(parts, dense, choose, biased=bool(layer.bias))
-        new = sparse(solution.rows.damped(level), dense, choose, zeroing.method)
-        shift = shift + (solution.rows.mean[:, None] @ (dense - new))[:, 0]
+        new, lost = _sparse(parts, solution.rows, dense, choose, zeroing.method, biased=bool(layer.bias))
+        shift = shift + lost
     else:
         new = dense
     if solution.change.any() or shift.any() or new is not dense:
         write(layer, stored, new, shift)
     return LayerRecord(layer.weight, solution.ridge, solution.before, solution.after)
+
+
+def _sparse(
+    parts: Sequence[SecondMoments], rows: Centred, dense: FloatArray, choose: Choice, method: str, *, biased: bool
+) -> tuple[FloatArray, FloatArray]:
+    """The sparse matrix, and the mean that the output then lacks; by magnitude where a row overflowed."""
+    if not np.isfinite(rows.covariance).all():
+        return dense * choose(np.abs(dense)), np.zeros_like(rows.error)
+    new = sparse(rows.damped(damping(parts, dense, choose, biased=biased)), dense, choose, method)
+    return new, (rows.mean[:, None] @ (dense - new))[:, 0]
 
 
 def kept_outputs(coupling: Coupling, removed: BoolArray, layer: Layer) -> BoolArray | None:

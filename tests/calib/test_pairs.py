@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 
@@ -13,12 +14,14 @@ import pytest
 from graphprune.calib import pairs
 from graphprune.calib.moments import SecondMoments, second_moments
 from graphprune.calib.pairs import JUDGE, Batch, Pair
-from graphprune.ir.coupling.resizing import SAME, Resized
+from graphprune.ir.coupling.resizing import SAME, Resized, freed, resized
+from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.layers.forms import output_rows, places_of
 from graphprune.ir.layers.layer import Layer, find_layers
 from graphprune.ir.segment import segment
 from graphprune.ir.surgery import remove
+from graphprune.passes.canonicalize import canonicalize
 from graphprune.recovery.repair import kept_outputs
 from tests.measure import editable, replaced
 from tests.nets import Extent, Net
@@ -180,6 +183,16 @@ def test_channels_that_went_are_not_lacking() -> None:
     assert lost >= 3
 
 
+def test_a_sum_that_is_seen_in_one_of_the_models_alone_is_not_compared() -> None:
+    model = network()
+    draft, batches = perturbed(model), batches_of(model, [3, 3])
+    before, after = (find_layers(Graph(proto))[3] for proto in (model, draft))
+    assert before.total != before.output
+    ends = replace(before, total=before.output), replace(after, total=after.output)
+    (moments,) = Pair(model, draft, batches).measure(before, ends[1], None, 0)
+    assert_same(moments, direct(model, draft, ends, batches))
+
+
 def test_rows_alone() -> None:
     model = network()
     batches = batches_of(model, [2] * 5)
@@ -204,6 +217,23 @@ def test_places_are_drawn_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -
     assert not np.allclose(one.gram, other.gram)
     every = direct(model, draft, (before, after), batches)
     np.testing.assert_allclose(one.energy / one.count, every.energy / every.count, rtol=0.5)
+
+
+def test_inputs_that_lost_positions() -> None:
+    net = Net()
+    data, state = net.input([1, 4], "x"), net.input([1, 8], "h")
+    new = net.node("Tanh", [net.add(net.linear(data, 8), net.linear(state, 8, bias=False))])
+    graph = Graph(canonicalize(net.build(net.linear(new, 3), new)))
+    free = freed(graph, [f"h={new}"])
+    coupling = couple(graph, free.names, free.states)
+    removed = removal(coupling, units_on(coupling, "h", 1)[2:5])
+    draft, _ = remove(coupling, removed)
+    change, batches = resized(coupling, removed), batches_of(graph.proto, [1] * 3)
+    found = walk(Pair(graph.proto, draft, batches, change=change), lambda x: kept_outputs(coupling, removed, x))
+    assert [moments.gram.shape[1] for _, _, moments in found] == [5, 6, 6]
+    for before, after, moments in found:
+        kept = kept_outputs(coupling, removed, before)
+        assert_same(moments, direct(graph.proto, draft, (before, after), batches, kept, change))
 
 
 # -- recurrent networks ------------------------------------------------------------------------------------------

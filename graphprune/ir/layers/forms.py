@@ -8,7 +8,7 @@ Reference: https://onnx.ai/onnx/operators/ (Conv, ConvTranspose, Gemm, MatMul, L
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ def _transposed_rows(attributes: Attributes, shape: tuple[int, ...], data: Array
     strides = attributes.get("strides", [1] * rank)
     dilations = attributes.get("dilations", [1] * rank)
     extra = attributes.get("output_padding", [0] * rank)
-    pads = _written_pads(attributes, rank)
+    pads = attributes.get("pads", [0] * 2 * rank)
     extents = [(extent - 1) * step + 1 for extent, step in zip(data.shape[2:], strides, strict=True)]
     spread = np.zeros((*data.shape[:2], *extents), data.dtype)
     spread[(_ALL, _ALL, *(slice(None, None, step) for step in strides))] = data
@@ -118,14 +118,8 @@ def _padding(attributes: Attributes, extents: tuple[int, ...], kernel: tuple[int
         ]
         halves = [(total // 2, total - total // 2) for total in needed]
         return halves if auto == b"SAME_UPPER" else [(after, before) for before, after in halves]
-    pads = _written_pads(attributes, rank)
+    pads = attributes.get("pads", [0] * 2 * rank)
     return list(zip(pads[:rank], pads[rank:], strict=True))
-
-
-def _written_pads(attributes: Attributes, rank: int) -> Sequence[int]:
-    """Padding before and then behind every axis, where it does not depend on the data's extents."""
-    none = [0] * 2 * rank
-    return none if attributes.get("auto_pad") == b"VALID" else attributes.get("pads", none)
 
 
 # -- matrix products ---------------------------------------------------------------------------------------------

@@ -187,12 +187,15 @@ def test_a_product_of_one_row_may_be_broadened() -> None:
     assert first(net, net.node("Add", [made, net.input(SHAPE)], SHAPE)).total == made
 
 
-def test_extents_without_a_name_may_differ() -> None:
+@pytest.mark.parametrize("extent", [None, -1])
+def test_extents_without_a_name_may_differ(extent: int | None) -> None:
     net = Net()
     made = product(net)
     model = net.build(net.relu(net.add(made, net.input(SHAPE))))
     for value in model.graph.input:
-        value.type.tensor_type.shape.dim[0].ClearField("dim_param")
+        value.type.tensor_type.shape.dim[0].Clear()
+        if extent is not None:  # as some exporters write it
+            value.type.tensor_type.shape.dim[0].dim_value = extent
     del model.graph.value_info[:]
     onnx.checker.check_model(model, full_check=True)
     assert find_layers(Graph(model))[0].total == made
