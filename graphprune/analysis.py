@@ -33,6 +33,8 @@ from graphprune.watch import Stopwatch
 BATCH_SIZE = 8
 REPAIR_SAMPLES = 512
 """Calibration samples that least squares use, and judge by; the statistics of units use all."""
+REPAIR_BYTES = 512 * 2**20
+"""The most memory that they take."""
 HELD_OUT = 4
 """Every fourth batch is held out to measure what comes out."""
 FEWEST_BATCHES = 8
@@ -194,7 +196,11 @@ def split(source: Source) -> Data:
     """Take the samples that a repair uses, and hold some out."""
     samples = source.subset(REPAIR_SAMPLES)
     size = min(BATCH_SIZE, max(samples.samples // FEWEST_BATCHES, 1))  # of few samples, too, some are held out
-    every = [dict(batch) for batch in samples.batches(size)]
+    every: list[Batch] = []
+    for batch in samples.batches(size):
+        every.append(dict(batch))
+        if sum(value.nbytes for value in batch.values()) * (len(every) + 1) > REPAIR_BYTES:
+            break
     if len(every) < FEWEST_BATCHES:
         return Data(every, every, every)
     held_out = every[HELD_OUT - 1 :: HELD_OUT]

@@ -289,7 +289,8 @@ def _useless(recovery: RecoveryRecord | None, verification: Verification) -> lis
     """Warn where too little is left of what the model said."""
     agreement, error = verification.fidelity.top1_agreement, verification.fidelity.relative_l2
     if recovery is not None:
-        agreement, error = recovery.agreement, recovery.measured_l2
+        error = max(error, recovery.measured_l2)
+        agreement = None if agreement is None else min(agreement, recovery.agreement or 0.0)
     if agreement is not None:
         return (
             [USELESS.format(what=f"{agreement:.0%} of the answers are the original's")] if agreement < AGREEMENT else []

@@ -24,8 +24,12 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 ROUNDS = 80
-PENALTY, GROWTH = 0.01, 1.1
-"""What ties the two solutions together at first, in parts of a row's energy, and by how much more in every round."""
+PENALTY, LAST_PENALTY = 0.01, 20.0
+"""What ties the two solutions together at first and at last, in parts of a row's energy; it grows evenly."""
+WORK = 2e11
+"""Multiply-adds that a solver may take, so that layers of thousands of inputs take a minute and not an hour."""
+FEWEST = 12
+"""Rounds or steps that it takes however large the layer is."""
 SETTLED = 20
 """Rounds after which a choice that no longer changes is taken."""
 LEAST_VALUE = 1e-6
@@ -77,13 +81,15 @@ def _admm(gram: FloatArray, goal: FloatArray, choose: Choice) -> BoolArray:
     pull = values * (back @ goal)
     kept = choose(np.abs(goal))
     chosen, dual, penalty = goal * kept, np.zeros_like(goal), PENALTY
-    for number in range(ROUNDS):
+    rounds = affordable(ROUNDS, 2 * values.shape[1] * goal.size)
+    growth = (LAST_PENALTY / PENALTY) ** (1 / rounds)
+    for number in range(rounds):
         fitted = vectors @ ((pull + np.float32(penalty) * (back @ (chosen - dual))) / (values + np.float32(penalty)))
         tied = fitted + dual
         before, kept = kept, choose(np.abs(tied))
         chosen = tied * kept
         dual = tied - chosen
-        penalty *= GROWTH
+        penalty *= growth
         if number > SETTLED and penalty > 1 and np.array_equal(before, kept):
             break
     return kept
@@ -108,7 +114,7 @@ def refit(gram: FloatArray, right: FloatArray, kept: BoolArray, start: FloatArra
     right, start : ndarray, shape (groups, width, outputs)
     kept : ndarray of bool, shape (groups, width, outputs)
     steps : int, default 60
-        The most steps.
+        The most steps; fewer in a very large layer.
     """
     diagonal = np.einsum("gkk->gk", gram)[:, :, None]
     solution = start * kept
@@ -116,7 +122,7 @@ def refit(gram: FloatArray, right: FloatArray, kept: BoolArray, start: FloatArra
     step = left / diagonal
     energy = (left * step).sum(axis=1, keepdims=True)
     first = float(energy.sum())
-    for _ in range(steps):
+    for _ in range(affordable(steps, gram.shape[1] * start.size)):
         pushed = (gram @ step) * kept
         length = _ratio(energy, (step * pushed).sum(axis=1, keepdims=True))
         solution = solution + length * step
@@ -128,6 +134,11 @@ def refit(gram: FloatArray, right: FloatArray, kept: BoolArray, start: FloatArra
         step = preconditioned + _ratio(now, energy) * step
         energy = now
     return np.asarray(solution)
+
+
+def affordable(wanted: int, work: int) -> int:
+    """Return how many rounds, of so many multiply-adds each, a solver may take."""
+    return min(wanted, max(int(WORK / max(work, 1)), FEWEST))
 
 
 def _ratio(one: FloatArray, other: FloatArray) -> FloatArray:

@@ -113,8 +113,8 @@ def test_the_target_is_reached_and_not_passed(target: float, structural: Any, re
     before, nonzero = count_weights(source), count_nonzero(model)
     assert 1 - nonzero / before >= target
     assert ledger.ok
-    if ledger.zeroed:  # one zero less would not do, but for biases that were counted on and came out as 0
-        assert 1 - (nonzero + 1 + (BIASES if recover else 0)) / before < target
+    if ledger.zeroed:  # one zero less would not do
+        assert 1 - (nonzero + 1) / before < target
 
 
 def test_zeros_alone_are_the_smallest_weights_of_the_model() -> None:

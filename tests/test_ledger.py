@@ -91,7 +91,14 @@ def test_a_repair_is_recorded_predicted_and_measured_side_by_side(tmp_path: Path
     values = json.loads(write(model, ledger, load(path), tmp_path / "out.onnx", tmp_path / "out.json").to_json())
     demand(
         values["recovery"],
-        {"fitted": int, "held_out": int, "predicted_l2": float, "measured_l2": float, "agreement": float, "drop": float},
+        {
+            "fitted": int,
+            "held_out": int,
+            "predicted_l2": float,
+            "measured_l2": float,
+            "agreement": float,
+            "drop": float,
+        },
     )
     demand(values["repairs"], [{"layer": str, "before": float, "after": float}])
     # Batches: three of every four are fitted, the fourth is held out.

@@ -9,30 +9,23 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from graphprune import EquivalenceError, ModelError, Recipe, TargetError, prune
+from graphprune import EquivalenceError, ModelError, Recipe, RecipeError, TargetError, prune
+from graphprune.analysis import Analysis, analyse, source_for
 from graphprune.api import as_model
+from graphprune.building import PASSES, build
 from graphprune.calib.sources import input_specs, open_source
 from graphprune.ir.cost import count_nonzero, count_weights
 from graphprune.ir.surgery import remove
 from graphprune.ledger import WeightRecord
 from graphprune.passes import trim
 from graphprune.passes.choice import take
-from graphprune.pipeline import (
-    PASSES,
-    Analysis,
-    Stopwatch,
-    Verification,
-    analyse,
-    build,
-    choose,
-    source_for,
-    trial_error,
-    verify,
-)
+from graphprune.pipeline import Trials, Verification, by_rule, decide, search, trial_error, verify
+from graphprune.planning import Plan
 from graphprune.record import gates_of
 from graphprune.verify.equivalence import Proof
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.latency import compare_latency
+from graphprune.watch import Stopwatch
 from tests import small
 from tests.measure import editable, replaced
 from tests.nets import Net
@@ -48,105 +41,170 @@ def analysed(**given: Any) -> tuple[Analysis, Recipe]:
     return analyse(MODEL, recipe, SOURCE, Stopwatch()), recipe
 
 
-def never(removed: npt.NDArray[np.bool_]) -> float:
+def planned(analysis: Analysis, recipe: Recipe) -> Plan:
+    return decide(MODEL, analysis, recipe, SOURCE).plan
+
+
+def never(plan: Plan) -> float:
     raise AssertionError("no trial was asked for")
 
 
 def test_the_passes_run_in_order_and_each_is_timed() -> None:
-    assert [step.name for step in PASSES] == ["trim", "compensate", "sparsify", "fold"]
-    analysis, recipe = analysed(channels=0.25)
+    assert [step.name for step in PASSES] == ["trim", "compensate", "sparsify", "repair", "fold"]
+    analysis, recipe = analysed(target=None, channels=0.25)
     watch = Stopwatch()
-    build(analysis, choose(analysis, recipe, never), recipe, watch)
-    assert list(watch.seconds) == ["trim", "compensate", "sparsify", "fold"]
+    build(analysis, planned(analysis, recipe), recipe, watch)
+    assert list(watch.seconds) == ["trim", "compensate", "sparsify", "repair", "fold"]
     assert min(watch.seconds.values()) > 0
 
 
-def test_building_changes_neither_the_canonical_model_nor_the_original() -> None:
-    analysis, recipe = analysed(channels=0.25)
+@pytest.mark.parametrize("recover", [True, False])
+def test_building_changes_neither_the_canonical_model_nor_the_original(recover: bool) -> None:
+    analysis, recipe = analysed(channels=0.25, recover=recover)
     canonical = analysis.coupling.graph.proto
     before = canonical.SerializeToString(deterministic=True), MODEL.proto.SerializeToString(deterministic=True)
-    removed = choose(analysis, recipe, never)
-    first = build(analysis, removed, recipe, Stopwatch())
-    second = build(analysis, removed, recipe, Stopwatch())
+    plan = planned(analysis, recipe)
+    first = build(analysis, plan, recipe, Stopwatch())
+    second = build(analysis, plan, recipe, Stopwatch())
     after = canonical.SerializeToString(deterministic=True), MODEL.proto.SerializeToString(deterministic=True)
     assert after == before
     assert first.model.SerializeToString(deterministic=True) == second.model.SerializeToString(deterministic=True)
     assert (first.kept, first.zeroed) == (second.kept, second.zeroed)
 
 
-def test_channels_are_chosen_by_fraction() -> None:
-    analysis, recipe = analysed(channels=0.5)
+@pytest.mark.parametrize("recover", [True, False])
+def test_channels_are_chosen_by_fraction(recover: bool) -> None:
+    analysis, recipe = analysed(channels=0.5, recover=recover)
     expected = trim.by_fraction(analysis.coupling, analysis.queues, 0.5)
-    assert choose(analysis, recipe, never).tolist() == expected.tolist()
+    assert planned(analysis, recipe).removed.tolist() == expected.tolist()
 
 
-def test_a_structural_share_is_met_by_removal_and_no_more_than_needed() -> None:
-    for share in (0.2, 0.6, 1.0):
-        analysis, recipe = analysed(target=0.7, structural=share)
-        removed = choose(analysis, recipe, never)
-        gone = count_weights(MODEL.proto) - count_weights(remove(analysis.coupling, removed)[0])
-        assert gone >= share * 0.7 * count_weights(MODEL.proto)
-        draft = build(analysis, removed, recipe, Stopwatch())
-        assert 1 - count_nonzero(draft.model) / count_weights(MODEL.proto) >= 0.7
-        assert (draft.zeroed == {}) == (share == 1.0)
+@pytest.mark.parametrize("share", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("recover", [True, False])
+def test_a_structural_share_is_met_by_removal_and_no_more_than_needed(recover: bool, share: float) -> None:
+    analysis, recipe = analysed(target=0.7, structural=share, recover=recover)
+    plan = planned(analysis, recipe)
+    gone = count_weights(MODEL.proto) - count_weights(remove(analysis.coupling, plan.removed)[0])
+    assert gone >= share * 0.7 * count_weights(MODEL.proto)
+    draft = build(analysis, plan, recipe, Stopwatch())
+    assert 1 - count_nonzero(draft.model) / count_weights(MODEL.proto) >= 0.7
+    assert (draft.zeroed == {}) == (share == 1.0)
 
 
-def test_zeros_only_removes_nothing() -> None:
-    analysis, recipe = analysed(structural=0)
-    assert not choose(analysis, recipe, never).any()
+@pytest.mark.parametrize("recover", [True, False])
+def test_zeros_only_removes_nothing(recover: bool) -> None:
+    analysis, recipe = analysed(structural=0, recover=recover)
+    assert not planned(analysis, recipe).removed.any()
 
 
-def test_auto_asks_for_trials_of_the_rules_units() -> None:
-    analysis, recipe = analysed()
+def test_where_nothing_is_predicted_auto_asks_for_trials_of_the_rules_units() -> None:
+    analysis, recipe = analysed(recover=False)
+    assert analysis.predictor is None
+    assert set(analysis.scores.criteria) == {"apoz"}
     named = take(analysis.coupling, trim.by_threshold(analysis.coupling, analysis.scores))
     asked: list[npt.NDArray[np.bool_]] = []
 
-    def bearable(removed: npt.NDArray[np.bool_]) -> float:
-        asked.append(removed)
+    def bearable(plan: Plan) -> float:
+        asked.append(plan.removed)
         return 0.0
 
-    removed = choose(analysis, recipe, bearable)
+    removed = by_rule(analysis, recipe, bearable)
     assert len(asked) == 2, "the dead units alone, and all"
     assert set(np.flatnonzero(removed)) <= set(np.flatnonzero(named))
     assert named.any()
 
 
-def test_a_trial_is_the_share_of_answers_that_change() -> None:
-    analysis, recipe = analysed(target=0.8)
+@pytest.mark.parametrize("given", [{"channels": 0.5}, {"structural": 0}, {"structural": 1}], ids=str)
+def test_what_is_told_exactly_needs_no_trial(given: dict[str, Any]) -> None:
+    analysis, recipe = analysed(recover=False, **given)
+    assert by_rule(analysis, recipe, never).any() == (given != {"structural": 0})
+
+
+def test_a_trial_by_the_rule_is_the_share_of_answers_that_change() -> None:
+    analysis, recipe = analysed(target=0.8, recover=False)
     trial = trial_error(MODEL, analysis, recipe, SOURCE)
     expected = run(MODEL.proto, CALIB)["gemm_1"].argmax(axis=1)
     for fraction in (0.0, 0.25, 0.5):
-        removed = trim.by_fraction(analysis.coupling, analysis.queues, fraction)
-        model = build(analysis, removed, recipe, Stopwatch()).model
+        plan = Plan(trim.by_fraction(analysis.coupling, analysis.queues, fraction))
+        model = build(analysis, plan, recipe, Stopwatch()).model
         changed = run(model, CALIB)["gemm_1"].argmax(axis=1) != expected
-        assert trial(removed) == pytest.approx(changed.mean(), abs=1e-12)
+        assert trial(plan) == pytest.approx(changed.mean(), abs=1e-12)
 
 
 def test_a_trial_that_cannot_reach_the_target_is_unbearable() -> None:
-    analysis, recipe = analysed(target=0.99)
+    analysis, recipe = analysed(target=0.99, recover=False)
     trial = trial_error(MODEL, analysis, recipe, SOURCE)
-    nothing = np.zeros(analysis.coupling.units, dtype=np.bool_)
+    nothing = Plan(np.zeros(analysis.coupling.units, dtype=np.bool_))
     with pytest.raises(TargetError):
         build(analysis, nothing, recipe, Stopwatch())
     assert trial(nothing) == float("inf")
 
 
+def test_a_trial_of_a_repair_is_measured_on_samples_that_it_was_not_computed_from() -> None:
+    analysis, recipe = analysed(target=0.7, structural=0.5)
+    trials, plan = Trials(analysis, recipe), planned(analysis, recipe)
+    found = trials.of(plan)
+    data = analysis.data
+    assert (found.fitted, found.held_out) == (len(data.fitted), len(data.held_out)) == (6, 2)
+    every = np.concatenate([batch["image"] for batch in data.every])
+    np.testing.assert_array_equal(every, CALIB["image"])
+    seen = {row.tobytes() for batch in data.fitted for row in batch["image"]}
+    held_out = np.concatenate([batch["image"] for batch in data.held_out])
+    assert not any(row.tobytes() in seen for row in held_out)
+
+    model = build(analysis, plan, recipe, Stopwatch(), data.fitted).model
+    expected, got = (run(proto, {"image": held_out})["gemm_1"] for proto in (MODEL.proto, model))
+    spread = np.square(expected - expected.mean()).sum()
+    assert found.measured_l2 == pytest.approx(np.sqrt(np.square(expected - got).sum() / spread), rel=1e-3)
+    agreement = (expected.argmax(axis=1) == got.argmax(axis=1)).mean()
+    assert found.agreement == pytest.approx(agreement)
+    assert found.drop == pytest.approx(1 - agreement)
+    assert found.predicted_l2 == pytest.approx(np.sqrt(plan.error))
+    assert trials.of(plan) is found, "what was tried is remembered"
+
+
+def test_the_largest_target_that_holds_a_drop_is_searched_for() -> None:
+    net = Net()
+    hidden = net.relu(net.gemm(net.relu(net.gemm(net.input(["N", 12]), 24)), 24))
+    model = as_model(net.build(net.gemm(hidden, 1)))  # no classes: what drops is the relative error
+    source = open_source(feeds(model.proto, 1, 128), input_specs(model.proto))
+    found = {}
+    for allowed in (0.05, 0.2, 0.8):
+        recipe = Recipe(max_drop=allowed, runs=2)
+        analysis = analyse(model, recipe, source, Stopwatch())
+        trials = Trials(analysis, recipe)
+        plan = search(analysis, recipe, trials)
+        assert plan.kept or plan.removed.any()
+        assert trials.of(plan).drop <= allowed
+        found[allowed] = count_nonzero(build(analysis, plan, recipe, Stopwatch()).model)
+    assert found[0.05] > found[0.2] > found[0.8]
+
+
+@pytest.mark.parametrize("given", [{"pattern": "2:4"}, {"max_drop": 0.1}], ids=str)
+@pytest.mark.parametrize("lacking", ["--no-recover", "--calib"])
+def test_what_needs_a_repair_is_refused_without(given: dict[str, Any], lacking: str) -> None:
+    recipe = Recipe(**given, recover=lacking != "--no-recover", runs=2)
+    with pytest.raises(RecipeError, match=lacking):
+        prune(MODEL, recipe, CALIB if lacking == "--no-recover" else None)
+
+
 def test_without_recovery_there_is_no_pass_that_changes_what_is_kept() -> None:
     analysis, recipe = analysed(target=None, channels=0.5, recover=False)
-    removed = choose(analysis, recipe, never)
-    draft = build(analysis, removed, recipe, Stopwatch())
-    trimmed, kept = remove(analysis.coupling, removed)
+    plan = planned(analysis, recipe)
+    draft = build(analysis, plan, recipe, Stopwatch())
+    trimmed, kept = remove(analysis.coupling, plan.removed)
     assert draft.model == trimmed
-    assert (draft.kept, draft.zeroed) == (kept, {})
+    assert (draft.kept, draft.zeroed, draft.repairs) == (kept, {}, ())
     repairing = Recipe(channels=0.5)
-    repaired = build(analyse(MODEL, repairing, SOURCE, Stopwatch()), removed, repairing, Stopwatch()).model
+    found = analyse(MODEL, repairing, SOURCE, Stopwatch())
+    repaired = build(found, planned(found, repairing), repairing, Stopwatch()).model
     assert len(editable(repaired)) < len(editable(trimmed)), "the normalisation is folded"
 
 
 def test_the_proof_catches_a_wrong_removal() -> None:
     analysis, recipe = analysed(target=None, channels=0.5, recover=False)
-    removed = choose(analysis, recipe, never)
-    model = build(analysis, removed, recipe, Stopwatch()).model
+    plan = planned(analysis, recipe)
+    removed, model = plan.removed, build(analysis, plan, recipe, Stopwatch()).model
     assert verify(MODEL, analysis, removed, model, recipe, SOURCE).equivalence.relative_l2 < 1e-6
     # The proof cuts again: with weights changed behind the analysis's back it no longer holds.
     weight = next(t for t in analysis.coupling.graph.proto.graph.initializer if t.name == "w_4")
@@ -169,7 +227,7 @@ def test_stopwatch_sums_by_name() -> None:
     assert list(watch.seconds) == ["a", "b"]
 
 
-def test_zeros_are_ranked_before_normalisation_is_folded() -> None:
+def test_zeros_by_magnitude_are_ranked_before_normalisation_is_folded() -> None:
     """A channel that normalisation scales down keeps its large weights; its folded ones would be the smallest."""
     net = Net()
     data = net.batch_norm(net.conv(net.input(["N", 3, 6, 6]), 8, 3))
@@ -177,11 +235,24 @@ def test_zeros_are_ranked_before_normalisation_is_folded() -> None:
     arrays = editable(model)
     arrays["scale_0"][:4] = 1e-3
     model = replaced(model, **arrays)
-    pruned, ledger = prune(model, Recipe(target=0.4, structural=0, runs=2), {"x_0": feeds(model, 3, 8)["x_0"]})
+    pruned, ledger = prune(model, Recipe(target=0.4, structural=0, runs=2))  # random inputs: nothing is solved anew
     assert ledger.weights.sparsity >= 0.4
     assert "BatchNormalization" not in [node.op_type for node in pruned.graph.node]
     by_channel = (editable(pruned)["w_0"] == 0).sum(axis=(1, 2, 3))
     assert by_channel[:4].sum() < 0.75 * by_channel.sum()
+
+
+def test_zeros_by_predicted_error_hit_what_is_hardly_heard() -> None:
+    """A channel that normalisation scales down adds next to nothing: with real data its weights go first."""
+    net = Net()
+    data = net.batch_norm(net.conv(net.input(["N", 3, 6, 6]), 8, 3))
+    model = net.build(net.conv(net.relu(data), 3, 1))
+    arrays = editable(model)
+    arrays["scale_0"][:4] = 1e-3
+    model = replaced(model, **arrays)
+    pruned, _ = prune(model, Recipe(target=0.4, structural=0, runs=2), feeds(model, 3, 32))
+    by_channel = (editable(pruned)["w_0"] == 0).sum(axis=(1, 2, 3))
+    assert by_channel[:4].sum() > 0.95 * by_channel.sum()
 
 
 def test_a_result_that_is_not_finite_misses_a_gate() -> None:
@@ -191,7 +262,7 @@ def test_a_result_that_is_not_finite_misses_a_gate() -> None:
         compare_latency(MODEL.proto, MODEL.proto, next(iter(SOURCE.batches(1))), runs=2),
     )
     weights = WeightRecord(before=10, after=10, removed=0, zeroed=5, nonzero=5, sparsity=0.5, nonzero_before=10)
-    gates = {gate.name: gate for gate in gates_of(Recipe(target=0.5), weights, verification)}
+    gates = {gate.name: gate for gate in gates_of(Recipe(target=0.5), weights, verification, None)}
     assert gates["target"].ok
     assert (gates["nonfinite-outputs"].value, gates["nonfinite-outputs"].ok) == (3, False)
 

@@ -62,7 +62,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"target": 0.5, "sparsifier": None}, "--sparsifier"),
     *(
         ({"target": 0.5, "pattern": pattern}, "--pattern")
-        for pattern in ("4:2", "4:4", "0:4", "2:", "2-4", "0x4", "4x0", "16x", " 2:4", "2:4\n", "", "2:10000", "\u0662:4", 2)
+        for pattern in (
+            "4:2",
+            "4:4",
+            "0:4",
+            "2:",
+            "2-4",
+            "0x4",
+            "4x0",
+            "16x",
+            " 2:4",
+            "2:4\n",
+            "",
+            "2:10000",
+            "\u0662:4",
+            2,
+        )
     ),
     ({"pattern": "16x1"}, "--target"),
     ({"target": 0.5, "runs": None}, "--runs"),

@@ -12,10 +12,11 @@ import pytest
 from onnx import numpy_helper
 
 from graphprune import Ledger, ModelError, Recipe, RecipeError, prune
+from graphprune.analysis import analyse
 from graphprune.api import as_model, inspect
 from graphprune.calib.sources import input_specs, open_source
 from graphprune.comparison import compare
-from graphprune.pipeline import Stopwatch, analyse
+from graphprune.watch import Stopwatch
 from tests.commands import QUICK, command
 from tests.nets import Net
 from tests.oracles import assert_close, feeds, masked_by_kept, run, sliced

@@ -25,7 +25,7 @@ from graphprune.passes import sparsify
 from graphprune.passes.choice import Queue
 from graphprune.passes.curves import LEVELS, MEASURED, ZeroCurve, bent, local_errors
 from graphprune.passes.elimination import Elimination, Problem, cost_of, eliminate
-from graphprune.passes.ridge import Centred, centred
+from graphprune.passes.ridge import centred
 from graphprune.recovery.effects import Effects
 
 FloatArray = npt.NDArray[np.float64]
@@ -44,15 +44,15 @@ class Reading:
     Attributes
     ----------
     layer : Layer
-    rows : Centred
-        Moments of its rows.
+    mean : ndarray, shape (groups, width)
+        Of its rows.
     matrix : ndarray, shape (groups, width, outputs)
     importance : float
         Error of the outputs for every unit of squared error of the layer's output.
     """
 
     layer: Layer
-    rows: Centred
+    mean: FloatArray
     matrix: FloatArray
     importance: float
 
@@ -90,7 +90,7 @@ def predictor(coupling: Coupling, batches: Sequence[Batch], custom_ops: Sequence
     proto.CopyFrom(coupling.graph.proto)
     add_biases(proto)
     pair = Pair(proto, proto, batches, custom_ops=custom_ops)
-    readings, curves = [], []
+    problems, curves = [], []
     effects = Effects(pair.draft)
     graph = Graph(proto)
     for number, layer in enumerate(find_layers(graph)):
@@ -99,21 +99,21 @@ def predictor(coupling: Coupling, batches: Sequence[Batch], custom_ops: Sequence
         matrix = layer.matrix(proto)
         if not np.isfinite(rows.covariance).all():
             continue
-        errors, solutions = local_errors(rows.damped(DAMPING), matrix)
+        gram = rows.damped(DAMPING)
+        errors, solutions = local_errors(gram, matrix)
         places = {
-            LEVELS.index(level): _effect(effects, [(layer, rows, matrix, new)]) for level, new in solutions.items()
+            LEVELS.index(level): _effect(effects, [(layer, rows.mean, matrix, new)]) for level, new in solutions.items()
         }
         curve = bent(errors, places)
         middle = LEVELS.index(MEASURED[0])
         importance = curve[middle] / errors[middle] if errors[middle] > 0 else 0.0
-        readings.append(Reading(layer, rows, matrix, float(importance)))
+        problems.extend(_problems(coupling, Reading(layer, rows.mean, matrix, float(importance)), gram))
         curves.append(ZeroCurve(layer.weight, int(np.count_nonzero(matrix)), curve))
     start = Effects(Track(proto, [dict(batch) for batch in batches], custom_ops))
     known = {curve.weight for curve in curves}
     curves.extend(
         _by_magnitude(start, name) for name in sparsify.zeroable(graph, coupling.contractions) if name not in known
     )
-    problems = [problem for reading in readings for problem in _problems(coupling, reading)]
     return Predictor(problems, curves, start)
 
 
@@ -134,12 +134,12 @@ def _by_magnitude(effects: Effects, name: str) -> ZeroCurve:
     return ZeroCurve(name, len(magnitudes), bent(shape, places))
 
 
-def _effect(effects: Effects, changes: Sequence[tuple[Layer, Centred, FloatArray, FloatArray]]) -> float:
-    """Effect of other matrices of layers, each given as layer, moments, old and new, with the mean put right."""
+def _effect(effects: Effects, changes: Sequence[tuple[Layer, FloatArray, FloatArray, FloatArray]]) -> float:
+    """Effect of other matrices of layers, each given as layer, mean row, old and new, with the mean put right."""
 
     def change() -> None:
-        for layer, rows, old, new in changes:
-            write(layer, effects.stored, new, (rows.mean[:, None] @ (old - new))[:, 0])
+        for layer, mean, old, new in changes:
+            write(layer, effects.stored, new, (mean[:, None] @ (old - new))[:, 0])
 
     return effects.of([name for layer, *_ in changes for name in (layer.weight, layer.bias)], change)
 
@@ -203,9 +203,9 @@ def _shares(queue: Queue) -> FloatArray:
     return np.full(max(len(queue.steps) - 1, 0), 1.0 / max(len(queue.steps), 1))
 
 
-def _problems(coupling: Coupling, reading: Reading) -> list[tuple[Reading, int, Problem]]:
+def _problems(coupling: Coupling, reading: Reading, gram: FloatArray) -> list[tuple[Reading, int, Problem]]:
     """A layer as problems of elimination: one for every group of a grouped convolution and every array of units."""
-    layer, gram, matrix = reading.layer, reading.rows.damped(DAMPING), reading.matrix
+    layer, matrix = reading.layer, reading.matrix
     groups, width, _ = matrix.shape
     axis = 1 if layer.form.channel_axis == 1 else len(coupling.graph.shape(layer.data) or ()) - 1
     result = []
@@ -242,4 +242,4 @@ def _effect_of(
     for (reading, group, _), solved in zip(own, result.matrices[count], strict=True):
         _, matrix = matrices.setdefault(reading.layer.weight, (reading, reading.matrix.copy()))
         matrix[group] = solved.reshape(matrix[group].shape)
-    return _effect(effects, [(reading.layer, reading.rows, reading.matrix, new) for reading, new in matrices.values()])
+    return _effect(effects, [(reading.layer, reading.mean, reading.matrix, new) for reading, new in matrices.values()])

@@ -53,7 +53,7 @@ def check_gates(
     fidelity : Fidelity, optional
         Needed for `max_drop`.
     held_out : float, optional
-        The drop on data that the model was not made from; it counts where it is the larger.
+        The drop on data that the model was not made from; it counts instead.
 
     Returns
     -------
@@ -73,7 +73,9 @@ def check_gates(
     if max_drop is not None:
         if fidelity is None:
             raise ValueError("max_drop needs the measured fidelity")
-        gates.append(_gate("max-drop", max_drop, max(drop(fidelity), held_out or 0.0)))
+        gates.append(
+            _gate("max-drop", max_drop, drop(fidelity) if held_out is None or fidelity.nonfinite else held_out)
+        )
     return tuple(gates)
 
 

@@ -17,6 +17,9 @@ from graphprune.ir.tensors import array
 
 FloatArray = npt.NDArray[np.float64]
 
+WIDEST = 4608
+"""Rows of the widest layer, 512 channels under a kernel of 3 x 3: second moments take the square of the width in memory,
+and its cube in time."""
 BROADCASTING = ("Gemm", "MatMul")
 """Operators to whose product a constant of any fitting shape is added."""
 
@@ -59,16 +62,27 @@ def kernel_of(dims: Sequence[int]) -> int:
 
 
 def find_layers(graph: Graph) -> list[Layer]:
-    """Return the layers of the main graph, in the order in which they are computed."""
+    """Return the layers of the main graph, in the order in which they are computed; without those above `WIDEST`."""
     found = []
     for node in graph.main:
         form = FORMS.get(node.op)
-        if form is not None and _is_layer(graph, node):
+        if form is not None and _is_layer(graph, node) and _width(graph, node) <= WIDEST:
             output = next(name for name in node.outputs if name)
             bias = _bias(graph, node, form)
             total = _total(graph, output) if form.computed else output
             found.append(Layer(node, form, node.inputs[0], node.inputs[1], output, bias, total))
     return found
+
+
+def _width(graph: Graph, node: Node) -> int:
+    """How many numbers a row holds."""
+    dims = graph.initializers[node.inputs[1]].dims
+    if node.op == "Conv":
+        return int(np.prod(dims[1:]))
+    if node.op == "ConvTranspose":
+        return dims[0] // int(node.attributes.get("group", 1)) * kernel_of(dims)
+    contracted = 0 if node.op == "MatMul" or (node.op == "Gemm" and not node.attributes.get("transB", 0)) else -1
+    return dims[contracted]
 
 
 def _is_layer(graph: Graph, node: Node) -> bool:
