@@ -31,10 +31,10 @@ PREDICTED, MEASURED = 1.6, 1.1
 error of zeros alone may be measured for it."""
 NOISE = 0.02
 """How much more the answers may change: between two results as good, that much is chance on few samples."""
-NEGLIGIBLE = 0.02
+NEGLIGIBLE = 0.05
 """Relative error of the outputs that is as good as none."""
 TRIALS = 4
-"""The most shares that are built and measured."""
+"""The most shares that are built and measured, beside none."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,18 @@ def _largest_bearable(plans: Sequence[Plan], trial: Callable[[Plan], RecoveryRec
     tried = {int(plan.removed.sum()): plan for plan in good if plan.removed.any()}
     if not tried:
         return best
-    limit = trial(plans[-1])
-    for count in sorted(tried, reverse=True)[:TRIALS]:
-        found = trial(tried[count])
+    limit, candidates = trial(plans[-1]), [plan for _, plan in sorted(tried.items())]
+    low, high, chosen = 0, len(candidates), plans[-1]
+    for _ in range(TRIALS):
+        if low == high:
+            break
+        middle = (low + high) // 2
+        found = trial(candidates[middle])
         if found.drop <= limit.drop + NOISE and found.measured_l2 <= max(limit.measured_l2 * MEASURED, NEGLIGIBLE):
-            return tried[count]
-    return plans[-1]
+            chosen, low = candidates[middle], middle + 1
+        else:
+            high = middle
+    return chosen
 
 
 def by_share(analysis: Analysis, steps: Sequence[Step], target: float | None, share: float) -> BoolArray:

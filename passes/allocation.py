@@ -55,11 +55,11 @@ def share_zeros(curves: Sequence[ZeroCurve], sizes: Mapping[str, int], needed: i
     pieces = []
     for curve in curves:
         size = sizes.get(curve.weight, 0)
-        left = size / max(curve.size, 1)  # what was removed takes its part of the error with it
+        part = size / max(curve.size, 1)  # what was removed takes its part of the error with it
         corners = hull(curve.errors, LEVELS)
         for start, stop in pairwise(corners):
             count = (LEVELS[stop] - LEVELS[start]) * size
-            cost = (curve.errors[stop] - curve.errors[start]) * left
+            cost = (curve.errors[stop] - curve.errors[start]) * part
             if count > 0:
                 pieces.append((cost / count, curve.weight, count))
     gone: dict[str, float] = {}
