@@ -89,7 +89,8 @@ class RecoveryRecord:
     agreement : float or None
         Share of held-out samples whose largest class stayed; None where no output holds classes.
     drop : float
-        As the gate on it counts; see `graphprune.verify.gate.drop`.
+        As the gate on it counts, see `graphprune.verify.gate.drop`: the larger of that on the held-out samples and that
+        on all.
     """
 
     fitted: int

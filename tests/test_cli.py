@@ -132,7 +132,7 @@ def test_a_missed_gate_is_exit_1_and_the_files_are_written(
     net: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path, data = net
-    found = command(capfd, path, "--target", "0.95", "--calib", data, "--max-drop", "0", *QUICK)
+    found = command(capfd, path, "--target", "0.95", "--calib", data, "--max-drop", "0", "--no-recover", *QUICK)
     assert found.code == 1
     assert "gate max-drop" in found.err
     assert "MISSED" in found.err
@@ -142,6 +142,26 @@ def test_a_missed_gate_is_exit_1_and_the_files_are_written(
     slow = command(capfd, path, "--channels", "0.25", "--calib", data, "--max-latency-ratio", "1e-6", *QUICK)
     assert slow.code == 1
     assert "gate max-latency-ratio" in slow.err
+
+
+def test_a_drop_alone_asks_for_the_most_that_holds_it(
+    net: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, data = net
+    sparsity = []
+    for allowed in ("0", "1"):
+        found = command(capfd, path, "--max-drop", allowed, "--calib", data, "--json", *QUICK)
+        values = json.loads(found.out)
+        assert found.code == 0, "what was found holds the gate"
+        (gate,) = values["gates"]
+        assert (gate["name"], gate["limit"], gate["ok"]) == ("max-drop", float(allowed), True)
+        assert values["recovery"]["drop"] <= float(allowed)
+        sparsity.append(values["weights"]["sparsity"])
+    assert 0.1 < sparsity[0] <= sparsity[1]
+    assert sparsity[1] > 0.9
+    refused = command(capfd, path, "--max-drop", "0.1", "--calib", data, "--no-recover", *QUICK)
+    assert refused.code == 2
+    assert "--max-drop alone needs kept weights to change" in refused.err
 
 
 def test_without_calibration_data_the_run_warns(net: tuple[Path, Path], capfd: pytest.CaptureFixture[str]) -> None:
