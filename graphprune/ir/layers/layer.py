@@ -18,8 +18,8 @@ from graphprune.ir.tensors import array
 FloatArray = npt.NDArray[np.float64]
 
 WIDEST = 4608
-"""Rows of the widest layer, 512 channels under a kernel of 3 x 3: second moments take the square of the width in memory,
-and its cube in time."""
+"""Rows of the widest layer, 512 channels under a kernel of 3 x 3: second moments take the square of the width in
+memory, and its cube in time."""
 BROADCASTING = ("Gemm", "MatMul")
 """Operators to whose product a constant of any fitting shape is added."""
 
