@@ -52,10 +52,6 @@ class Track:
         self.custom_ops = custom_ops
         self.place = {name: index for index, node in enumerate(proto.graph.node) for name in node.output if name}
 
-    def node(self, output: str) -> onnx.NodeProto:
-        """Return the node that makes a tensor."""
-        return self.proto.graph.node[self.place[output]]
-
     def run(self, wanted: Sequence[str], batches: list[Batch] | None = None) -> Iterator[Batch]:
         """Compute tensors, batch by batch, of all batches or the ones given."""
         batches = self.known if batches is None else batches

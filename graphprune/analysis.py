@@ -39,6 +39,8 @@ HELD_OUT = 4
 """Every fourth batch is held out to measure what comes out."""
 FEWEST_BATCHES = 8
 """With fewer, nothing is held out."""
+BY_ERROR = ("auto", "obs")
+"""Criteria that order units by their predicted error."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def analyse(
                 others = _others(coupling, statistics) if recipe.criterion == "auto" else {}
                 ordered = recipe.criterion not in BY_ERROR
                 found = [price(predicted, queue, others, ordered=ordered) for queue in found]
-                scores = by_cost(coupling, scores, found)
+                scores = by_cost(scores, found)
     weights = count_weights(original.proto)
     return Analysis(coupling, statistics, scores, found, weights, data, predicted)
 
@@ -174,22 +176,18 @@ def _others(coupling: Coupling, statistics: dict[Key, Moments]) -> dict[str, Flo
     return {name: score(coupling, statistics, name).values for name in ("apoz", "activation")}
 
 
-def by_cost(coupling: Coupling, scores: Scores, found: Sequence[Queue]) -> Scores:
-    """Return scores under which units go in the order of queues that were ordered by predicted error."""
+def by_cost(scores: Scores, found: Sequence[Queue]) -> Scores:
+    """Return scores under which units go in the order of the queues, where that is by another criterion than theirs."""
     values, names = scores.values.copy(), list(scores.criteria)
     for queue in found:
-        if queue.criterion != "obs":
+        if queue.criterion == scores.criteria[queue.groups[0]]:
             continue
         total = np.cumsum([*queue.costs, 0.0])
         for step, error in zip(queue.steps, total, strict=True):
             values[step.units] = -error
         for group in queue.groups:
-            names[group] = "obs"
+            names[group] = queue.criterion
     return Scores(values, tuple(names), scores.dead)
-
-
-BY_ERROR = ("auto", "obs")
-"""Criteria that order units by their predicted error."""
 
 
 def split(source: Source) -> Data:

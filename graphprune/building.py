@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import onnx
 
 from graphprune.analysis import Analysis
 from graphprune.calib.pairs import Batch, Pair
+from graphprune.ir.cost import nonzero_entries
 from graphprune.ir.coupling.resizing import resized
-from graphprune.ir.graph import Graph
-from graphprune.ir.layers.layer import find_layers, kernel_of
+from graphprune.ir.layers.layer import kernel_of
 from graphprune.ir.surgery import Kept, remove
-from graphprune.ir.tensors import array
 from graphprune.ledger import LayerRecord
 from graphprune.passes import sparsify
 from graphprune.passes.fold import fold
 from graphprune.passes.patterns import Choice, Pattern, largest
 from graphprune.planning import Plan, put_means_right
 from graphprune.recipe import Recipe
-from graphprune.recovery.repair import Zeroing, repair
+from graphprune.recovery.repair import Zeroing, repair, solved_layers
 from graphprune.watch import Stopwatch
 
 
@@ -88,7 +86,7 @@ def _compensate(draft: Draft, job: Job) -> Draft:
 def _sparsify(draft: Draft, job: Job) -> Draft:
     """Zero weights by magnitude: all where nothing is solved anew, else those that no layer holds."""
     if job.analysis.predictor is not None:
-        layers = {layer.weight for layer in find_layers(Graph(draft.model))}
+        layers = {layer.weight for layer, _ in solved_layers(job.analysis.coupling, draft.model)}
         kept = {name: count for name, count in job.plan.kept.items() if name not in layers}
         zeros = sparsify.smallest(draft.model, kept) if kept else {}
     elif job.recipe.target is None:
@@ -111,7 +109,7 @@ def _repair(draft: Draft, job: Job) -> Draft:
     analysis, plan = job.analysis, job.plan
     if analysis.predictor is None or not (plan.removed.any() or plan.kept):
         return draft
-    before = _zeros(draft.model)
+    before = nonzero_entries(draft.model)
     change = resized(analysis.coupling, plan.removed)
 
     def pair(original: onnx.ModelProto, model: onnx.ModelProto) -> Pair:
@@ -119,8 +117,8 @@ def _repair(draft: Draft, job: Job) -> Draft:
 
     zeroing = Zeroing(_choices(draft.model, job), job.recipe.sparsifier)
     repairs = repair(analysis.coupling, plan.removed, draft.model, pair, zeroing)
-    after = _zeros(draft.model)
-    zeroed = {name: after[name] - before[name] for name in plan.kept if after.get(name, 0) > before.get(name, 0)}
+    after = nonzero_entries(draft.model)
+    zeroed = {name: before[name] - after[name] for name in plan.kept if before[name] > after[name]}
     return replace(draft, zeroed={**draft.zeroed, **zeroed}, repairs=tuple(repairs))
 
 
@@ -132,12 +130,6 @@ def _choices(model: onnx.ModelProto, job: Job) -> dict[str, Choice]:
         for name, count in job.plan.kept.items()
         if name in dims
     }
-
-
-def _zeros(model: onnx.ModelProto) -> dict[str, int]:
-    weights = {layer.weight for layer in find_layers(Graph(model))}
-    stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in weights}
-    return {name: int(np.prod(t.dims)) - int(np.count_nonzero(array(t))) for name, t in stored.items()}
 
 
 def _fold(draft: Draft, job: Job) -> Draft:

@@ -134,7 +134,7 @@ def _demand_no_repair(recipe: Recipe) -> None:
 
 
 def search(analysis: Analysis, recipe: Recipe, trials: Trials) -> Plan:
-    """Return the plan of the largest target whose drop, on held-out data, is at most what the recipe allows."""
+    """Return the plan of the largest target that was tried whose drop is at most what the recipe allows."""
     best = Plan(np.zeros(analysis.coupling.units, dtype=np.bool_), {}, 0.0)
     low, high = 0.0, MOST
     for _ in range(SEARCH_STEPS):

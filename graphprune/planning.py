@@ -13,7 +13,7 @@ from graphprune.errors import TargetError
 from graphprune.ir.cost import count_weights, nonzero_entries, weights_left
 from graphprune.ir.coupling.units import BoolArray
 from graphprune.ir.graph import Graph
-from graphprune.ir.layers.layer import Layer, find_layers, kernel_of
+from graphprune.ir.layers.layer import Layer, kernel_of
 from graphprune.ir.layers.writing import add_biases
 from graphprune.ir.surgery import remove
 from graphprune.ledger import RecoveryRecord
@@ -23,6 +23,7 @@ from graphprune.passes.choice import Queue, Step, take
 from graphprune.passes.patterns import Pattern
 from graphprune.passes.sparsify import allowed_nonzero
 from graphprune.recipe import Recipe
+from graphprune.recovery.repair import solved_layers
 
 SHARES = (0.75, 0.6, 0.5, 0.42, 0.35, 0.29, 0.24, 0.2, 0.16, 0.13, 0.1, 0.08, 0.06, 0.04, 0.02)
 """Parts of the target that removal may be tried to meet, largest first."""
@@ -91,7 +92,8 @@ def plan(analysis: Analysis, recipe: Recipe, target: float | None, trial: Callab
         try:
             removed = by_share(analysis, steps, target, share)
             fitting = take(coupling, trim.in_blocks(coupling, _taken(steps, removed))) if share else none
-            plans.append(with_zeros(analysis, recipe, fitting, target))
+            if not any(np.array_equal(fitting, other.removed) for other in plans):  # small shares round alike
+                plans.append(with_zeros(analysis, recipe, fitting, target))
         except TargetError:
             if not share and not plans:
                 raise
@@ -143,22 +145,21 @@ def with_zeros(analysis: Analysis, recipe: Recipe, removed: BoolArray, target: f
     trimmed, _ = remove(analysis.coupling, removed)
     put_means_right(analysis, removed, trimmed)
     add_biases(trimmed)
-    layers = find_layers(Graph(trimmed))
+    graph, curves = Graph(trimmed), analysis.predictor.curves
+    layers = [layer for _, layer in solved_layers(analysis.coupling, trimmed)]
     entries = nonzero_entries(trimmed)
-    sizes = {curve.weight: entries[curve.weight] for curve in analysis.predictor.curves if curve.weight in entries}
-    filled = {layer.bias: int(np.prod(_dims(trimmed, layer.bias))) for layer in layers if layer.bias}
+    sizes = {curve.weight: entries[curve.weight] for curve in curves if curve.weight in entries}
+    filled = {layer.bias: int(np.prod(graph.initializers[layer.bias].dims)) for layer in layers if layer.bias}
     nonzero = sum({**entries, **filled}.values())
-    curves = analysis.predictor.curves
-    least: Mapping[str, int] = sizes
-    if recipe.pattern is not None:
-        least = _by_pattern(Pattern.parse(recipe.pattern), layers, trimmed, sizes)
     needed = nonzero - allowed_nonzero(analysis.weights_before, target) if target is not None else None
-    _demand_reachable(
-        analysis, nonzero, sum(sizes.values()) if least is sizes else _saved(sizes, least), needed, target
-    )
-    if least is not sizes:
+    pattern = None if recipe.pattern is None else Pattern.parse(recipe.pattern)
+    if pattern is not None and pattern.fixes_count:
+        least = _by_pattern(pattern, layers, graph, sizes)
+        zeroable = sum(sizes[name] - count for name, count in least.items())
+        _demand_reachable(analysis, nonzero, zeroable, needed, target)
         share = share_whole(curves, sizes, least, needed)
     else:
+        _demand_reachable(analysis, nonzero, sum(sizes.values()), needed, target)
         share = share_zeros(curves, sizes, max(needed or 0, 0))
     return Plan(removed, share.kept, error + share.error)
 
@@ -166,29 +167,19 @@ def with_zeros(analysis: Analysis, recipe: Recipe, removed: BoolArray, target: f
 def put_means_right(analysis: Analysis, removed: BoolArray, trimmed: onnx.ModelProto) -> None:
     """Make up for the mean of what was removed, in place, where no layer is solved anew; this may add biases."""
     deltas = compensate.plan(analysis.coupling, removed, analysis.statistics)
-    solved = {layer.output for layer in find_layers(Graph(trimmed))} if analysis.predictor is not None else set()
-    compensate.apply(trimmed, {output: delta for output, delta in deltas.items() if output not in solved})
+    if analysis.predictor is not None:
+        solved = {layer.output for layer, _ in solved_layers(analysis.coupling, trimmed)}
+        deltas = {output: delta for output, delta in deltas.items() if output not in solved}
+    compensate.apply(trimmed, deltas)
 
 
-def _by_pattern(
-    pattern: Pattern, layers: Sequence[Layer], proto: onnx.ModelProto, sizes: Mapping[str, int]
-) -> Mapping[str, int]:
-    """What a pattern leaves of every layer's weight; the sizes themselves where it leaves the number open."""
-    if not pattern.fixes_count:
-        return sizes
+def _by_pattern(pattern: Pattern, layers: Sequence[Layer], graph: Graph, sizes: Mapping[str, int]) -> dict[str, int]:
+    """What a pattern leaves of every layer's weight."""
     return {
-        layer.weight: pattern.stays(layer.matrix(proto).shape, kernel_of(_dims(proto, layer.weight)))
+        layer.weight: pattern.stays(layer.matrix(graph.proto).shape, kernel_of(graph.initializers[layer.weight].dims))
         for layer in layers
         if layer.weight in sizes
     }
-
-
-def _saved(sizes: Mapping[str, int], least: Mapping[str, int]) -> int:
-    return sum(sizes[name] - count for name, count in least.items())
-
-
-def _dims(proto: onnx.ModelProto, name: str) -> tuple[int, ...]:
-    return next(tuple(tensor.dims) for tensor in proto.graph.initializer if tensor.name == name)
 
 
 def _removal_error(queues: Sequence[Queue], removed: BoolArray) -> float:

@@ -150,8 +150,7 @@ def gates_of(
 ) -> list[Gate]:
     """Decide the gates: the target, what was asked for, and finite outputs wherever the original's are.
 
-    The drop is that of the held-out samples where weights were solved anew: on the samples that they were solved by
-    they look better than they are.
+    Where weights were solved anew the drop is that of the trial, which looked at samples that it was not computed from.
     """
     gates = check_gates(
         max_latency_ratio=recipe.max_latency_ratio,

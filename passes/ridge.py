@@ -24,8 +24,6 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 CAUTION = 1e-1
 """Ridge where there is no data left to try any on."""
 LEAST = 1e-12
-WIDEST = 8192
-"""Wider layers keep their weights: only the bias is mended."""
 
 
 class SecondMoments(Protocol):
@@ -141,8 +139,7 @@ def solve(parts: Sequence[SecondMoments], *, biased: bool = True) -> Solution:
     """
     whole = centred(reduce(add, parts), biased=biased)
     none = np.zeros_like(whole.cross), np.zeros_like(whole.error)
-    ridge = CAUTION if whole.covariance.shape[1] <= WIDEST else np.inf
-    before, after = _total(whole), float("nan")
+    ridge, before, after = CAUTION, _total(whole), float("nan")
     if not np.isfinite(whole.covariance).all() or not np.isfinite(before):
         return Solution(*none, np.inf, before, after, whole)
     if len(parts) > 1:
@@ -160,8 +157,6 @@ def _judged(fitted: Centred, judge: Centred) -> tuple[float, float, float]:
     """The ridge with the least error on other data, the error without any change, and that least one."""
     before = _total(judge)
     best, least = np.inf, float((judge.variance + (judge.error - fitted.error) ** 2).sum())  # the bias alone
-    if fitted.covariance.shape[1] > WIDEST:
-        return best, before, least
     for ridge in RIDGES:
         change = _change(fitted, ridge)
         explained = (change * (2 * judge.cross - judge.covariance @ change)).sum()

@@ -71,15 +71,22 @@ def repair(
     list of LayerRecord
     """
     made = add_biases(draft)
-    originals = {layer.output: layer for layer in find_layers(coupling.graph)}
     stored = {tensor.name: tensor for tensor in draft.graph.initializer}
     both, done = pair(coupling.graph.proto, draft), []
-    for number, layer in enumerate(find_layers(Graph(draft))):
-        if layer.output in originals:
-            both.advance(layer)
-            done.append(_repair_layer(originals[layer.output], layer, number, coupling, removed, both, stored, zeroing))
+    for number, (before, layer) in enumerate(solved_layers(coupling, draft)):
+        both.advance(layer)
+        done.append(_repair_layer(before, layer, number, coupling, removed, both, stored, zeroing))
     drop_biases(draft, made)
     return done
+
+
+def solved_layers(coupling: Coupling, draft: onnx.ModelProto) -> list[tuple[Layer, Layer]]:
+    """Return the layers that are solved anew, each as it is in the original and in the draft.
+
+    A layer that is too wide to be one in the original is none in the draft, however narrow it has become.
+    """
+    originals = {layer.output: layer for layer in find_layers(coupling.graph)}
+    return [(originals[layer.output], layer) for layer in find_layers(Graph(draft)) if layer.output in originals]
 
 
 def _repair_layer(

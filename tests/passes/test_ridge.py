@@ -10,7 +10,6 @@ import numpy.typing as npt
 import pytest
 
 from graphprune.calib.moments import SecondMoments, second_moments
-from graphprune.passes import ridge as module
 from graphprune.passes.ridge import CAUTION, RIDGES, Solution, centred, solve
 
 FloatArray = npt.NDArray[np.float64]
@@ -145,16 +144,6 @@ def test_what_is_not_finite_changes_nothing(cuts: Sequence[int]) -> None:
         assert found.ridge == np.inf
         assert not found.change.any()
         assert not found.shift.any()
-
-
-@pytest.mark.parametrize("cuts", [(), (30,)])
-def test_wide_layers_have_their_mean_put_right_alone(cuts: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WIDEST", 5)
-    rows, errors = problem(40, noise=0.0)
-    errors += 10
-    solution = solve(parts_of(rows, errors, *cuts))
-    assert not solution.change.any()
-    np.testing.assert_allclose(solution.shift, errors.mean(axis=0))
 
 
 def test_dead_rows_and_the_same_row_twice() -> None:

@@ -203,3 +203,19 @@ def test_the_outputs_that_stay_are_known_whatever_axis_they_are_on() -> None:
         kept = kept_outputs(coupling, removal(coupling, [units[1]]), layer)
         assert kept is not None
         assert np.flatnonzero(~kept).tolist() == [1]
+
+
+@pytest.mark.parametrize("recover", [True, False])
+def test_a_layer_too_wide_to_be_solved_is_zeroed_all_the_same_when_it_gets_narrower(
+    recover: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphprune.ir.layers.layer.WIDEST", 20)
+    model = dense(matmul=False)
+    result, ledger = prune(model, Recipe(channels=0.5, target=0.7, recover=recover, runs=2), samples(model, 1))
+    after = editable(result)
+    assert [after[name].shape for name in ("w_1", "w_2")] == [(12, 12), (4, 12)]
+    assert [record.layer for record in ledger.repairs] == (["w_0"] if recover else [])
+    assert not after["w_1"].all()
+    assert sum(np.count_nonzero(value) for value in after.values()) <= 0.3 * sum(
+        value.size for value in editable(model).values()
+    )
