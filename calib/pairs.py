@@ -7,7 +7,7 @@ live tensors are kept from layer to layer wherever they are small enough (`MEMOR
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,28 +140,7 @@ class Pair:
             Of two disjoint parts of the data, the second of every `JUDGE`-th batch; all in one part where there are
             fewer batches than that.
         """
-        parts: dict[bool, SecondMoments] = {}
-        random = np.random.default_rng(seed)
-        for index, (rows, errors) in enumerate(self._rows(before, after, kept, random), start=1):
-            moments = second_moments(rows, errors.reshape(*rows.shape[:2], -1))
-            judges = index % JUDGE == 0
-            parts[judges] = parts[judges] + moments if judges in parts else moments
-        return [parts[judges] for judges in sorted(parts)]
-
-    def measure_rows(self, layer: Layer, seed: int) -> list[SecondMoments]:
-        """Measure a layer's input in the draft alone, as `measure` does; errors are 0."""
-        parts: dict[bool, SecondMoments] = {}
-        random = np.random.default_rng(seed)
-        shape, form = _shape(self.draft.proto, layer.weight), layer.form
-        outputs = layer.matrix(self.draft.proto).shape[2]
-        for index, found in enumerate(self.draft.run([layer.data, layer.output]), start=1):
-            output = found[layer.output] if form.computed else found[layer.data]
-            places = self._places(layer, shape, output, random)
-            rows = form.rows(layer.node.attributes, shape, found[layer.data], places)
-            moments = second_moments(rows, np.zeros((*rows.shape[:2], outputs), rows.dtype))
-            judges = index % JUDGE == 0
-            parts[judges] = parts[judges] + moments if judges in parts else moments
-        return [parts[judges] for judges in sorted(parts)]
+        return _in_parts(self._rows(before, after, kept, np.random.default_rng(seed)))
 
     def _rows(
         self, before: Layer, after: Layer, kept: Array | None, random: np.random.Generator
@@ -174,7 +153,7 @@ class Pair:
         drafts = self.draft.run([after.data, present] if computed else [after.data])
         for there, here in zip(originals, drafts, strict=True):
             data, output = here[after.data], here[present if computed else after.data]
-            places = self._places(after, shape, output, random)
+            places = _places(self.draft, after, shape, output, random)
             rows = form.rows(after.node.attributes, shape, data, places)
             if computed:
                 was, now = output_rows(form, there[past], places), output_rows(form, output, places)
@@ -185,15 +164,52 @@ class Pair:
                 now = rows[:, 0] @ after.matrix(self.draft.proto)[0].astype(np.float32)
             yield rows, (was if kept is None else was[:, kept]) - now
 
-    def _places(
-        self, layer: Layer, shape: tuple[int, ...], output: Array, random: np.random.Generator
-    ) -> npt.NDArray[np.int64]:
-        """Places of every sample of a batch that are measured."""
-        width = int(np.prod(shape[1:])) if layer.form.channel_axis == 1 else max(shape)
-        wanted = min(max(ROWS_PER_COLUMN * width, FEWEST_ROWS), MOST_ROWS)
-        available = places_of(layer.form, output.shape)
-        count = min(available, -(-wanted // max(len(self.draft.known) * len(output), 1)))
-        return np.sort(random.choice(available, count, replace=False))
+
+def measure_rows(track: Track, layer: Layer, seed: int) -> list[SecondMoments]:
+    """Measure a layer's input in one model alone, as `Pair.measure` does; errors are 0.
+
+    Parameters
+    ----------
+    track : Track
+    layer : Layer
+    seed : int
+        Of the places that are measured.
+
+    Returns
+    -------
+    list of SecondMoments
+    """
+    random = np.random.default_rng(seed)
+    shape, form = _shape(track.proto, layer.weight), layer.form
+    outputs = layer.matrix(track.proto).shape[2]
+
+    def rows_of(found: Batch) -> tuple[Array, Array]:
+        places = _places(track, layer, shape, found[layer.output if form.computed else layer.data], random)
+        rows = form.rows(layer.node.attributes, shape, found[layer.data], places)
+        return rows, np.zeros((*rows.shape[:2], outputs), rows.dtype)
+
+    return _in_parts(map(rows_of, track.run([layer.data, layer.output])))
+
+
+def _in_parts(batches: Iterable[tuple[Array, Array]]) -> list[SecondMoments]:
+    """Sum up the moments of rows and errors of batches, in a part that is fitted and one that judges."""
+    parts: dict[bool, SecondMoments] = {}
+    for index, (rows, errors) in enumerate(batches, start=1):
+        moments = second_moments(rows, errors.reshape(*rows.shape[:2], -1))
+        judges = index % JUDGE == 0
+        parts[judges] = parts[judges] + moments if judges in parts else moments
+    return [parts[judges] for judges in sorted(parts)]
+
+
+def _places(
+    track: Track, layer: Layer, shape: tuple[int, ...], output: Array, random: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Places of every sample of a batch that are measured."""
+    width = int(np.prod(shape[1:])) if layer.form.channel_axis == 1 else max(shape)
+    wanted = min(max(ROWS_PER_COLUMN * width, FEWEST_ROWS), MOST_ROWS)
+    available = places_of(layer.form, output.shape)
+    count = min(available, -(-wanted // max(len(track.known) * len(output), 1)))
+    return np.sort(random.choice(available, count, replace=False))
 
 
 def _shape(proto: onnx.ModelProto, name: str) -> tuple[int, ...]:

@@ -145,7 +145,7 @@ def analyse(
     predicted = None
     if repairs:
         with watch.time("predict"):
-            predicted = predictor(coupling, data.every, recipe.custom_ops)
+            predicted = predictor(coupling, data.fitted, data.held_out, recipe.custom_ops)
             if recipe.structural != 0:
                 others = _others(coupling, statistics) if recipe.criterion == "auto" else {}
                 ordered = recipe.criterion not in BY_ERROR

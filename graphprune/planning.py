@@ -10,7 +10,7 @@ import onnx
 
 from graphprune.analysis import Analysis
 from graphprune.errors import TargetError
-from graphprune.ir.cost import count_weights, nonzero_entries, weights_left
+from graphprune.ir.cost import count_weights, macs_by_weight, nonzero_entries, weights_left
 from graphprune.ir.coupling.units import BoolArray
 from graphprune.ir.graph import Graph
 from graphprune.ir.layers.layer import Layer, kernel_of
@@ -25,17 +25,16 @@ from graphprune.passes.sparsify import allowed_nonzero
 from graphprune.recipe import Recipe
 from graphprune.recovery.repair import solved_layers
 
-SHARES = (0.75, 0.6, 0.5, 0.42, 0.35, 0.29, 0.24, 0.2, 0.16, 0.13, 0.1, 0.08, 0.06, 0.04, 0.02)
-"""Parts of the target that removal may be tried to meet, largest first."""
-PREDICTED, MEASURED = 1.6, 1.1
-"""How many times the squared error of the best share may be predicted for one that removes more, and how many times the
-error of zeros alone may be measured for it."""
-NOISE = 0.02
-"""How much more the answers may change: between two results as good, that much is chance on few samples."""
-NEGLIGIBLE = 0.05
-"""Relative error of the outputs that is as good as none."""
+REMOVALS = tuple(2.0**-power for power in range(14, -1, -1))
+"""Squared errors of the outputs that removals to be tried are predicted to cost."""
+MEASURED = 1.02
+"""How many times the error of zeros alone may be measured where units go as well."""
+NOISE = 0.005
+"""How much more of the answers may change: about one of 256."""
+NEGLIGIBLE = 0.2
+"""Relative error of the outputs that matters little: a twenty-fifth of their variance."""
 TRIALS = 4
-"""The most shares that are built and measured, beside none."""
+"""The most removals that are built and measured, beside none."""
 
 
 @dataclass(frozen=True)
@@ -79,47 +78,53 @@ def plan(analysis: Analysis, recipe: Recipe, target: float | None, trial: Callab
         When the target cannot be reached.
     """
     coupling = analysis.coupling
-    none = np.zeros(coupling.units, dtype=np.bool_)
     if recipe.channels is not None:
         return with_zeros(analysis, recipe, trim.by_fraction(coupling, analysis.queues, recipe.channels), target)
     if recipe.structural != "auto":
         steps = in_order(coupling, analysis.queues) if recipe.structural else []
         removed = by_share(analysis, steps, target, float(recipe.structural))
         return with_zeros(analysis, recipe, removed, target)
+    return _largest_bearable(_plans(analysis, recipe, target), trial)
+
+
+def _plans(analysis: Analysis, recipe: Recipe, target: float | None) -> list[Plan]:
+    """Return plans that meet a target by more and more removal, where that saves most time for what it costs."""
+    coupling = analysis.coupling
+    shapes = {name: value.shape for name, value in analysis.data.every[0].items()}
+    steps = in_order(coupling, analysis.queues, block=trim.BLOCK, worth=macs_by_weight(coupling.graph.proto, shapes))
+    pairs = (pair for queue in analysis.queues for pair in zip(queue.steps[: queue.most], queue.costs, strict=True))
+    costs = {int(step.units[0]): cost for step, cost in pairs}
+    total = np.cumsum([costs[int(step.units[0])] for step in steps])
+    fewest = 0 if target is None else allowed_nonzero(analysis.weights_before, target)
     plans: list[Plan] = []
-    steps = in_order(coupling, analysis.queues, block=trim.BLOCK)
-    for share in (*SHARES, 0.0):
-        try:
-            removed = by_share(analysis, steps, target, share)
-            fitting = take(coupling, trim.in_blocks(coupling, _taken(steps, removed))) if share else none
-            if not any(np.array_equal(fitting, other.removed) for other in plans):  # small shares round alike
-                plans.append(with_zeros(analysis, recipe, fitting, target))
-        except TargetError:
-            if not share and not plans:
-                raise
-    return _largest_bearable(plans, trial)
-
-
-def _taken(steps: Sequence[Step], removed: BoolArray) -> list[Step]:
-    return [step for step in steps if removed[step.units].all()]
+    missed: TargetError | None = None
+    for most in (0.0, *REMOVALS):
+        count = int(np.searchsorted(total, most, side="right")) if most else 0
+        removed = take(coupling, trim.in_blocks(coupling, steps[:count]))
+        enough = removed.any() and weights_left(coupling, removed) < fewest  # no more goes than was asked for
+        if not enough and not any(np.array_equal(removed, other.removed) for other in plans):
+            try:
+                plans.append(with_zeros(analysis, recipe, removed, target))
+            except TargetError as error:
+                missed = error
+    if missed and not plans:
+        raise missed
+    return plans
 
 
 def _largest_bearable(plans: Sequence[Plan], trial: Callable[[Plan], RecoveryRecord]) -> Plan:
-    """The plan that removes most among those that are predicted, and measured, to be hardly worse than the best."""
-    best = min(plans, key=lambda plan: plan.error or 0.0)
-    good = [plan for plan in plans if (plan.error or 0.0) <= (best.error or 0.0) * PREDICTED]
-    tried = {int(plan.removed.sum()): plan for plan in good if plan.removed.any()}
-    if not tried:
-        return best
-    limit, candidates = trial(plans[-1]), [plan for _, plan in sorted(tried.items())]
-    low, high, chosen = 0, len(candidates), plans[-1]
+    """The plan that removes most among those that are measured to be hardly worse than the one that removes least."""
+    chosen, low, high = plans[0], 1, len(plans)
+    if low == high:
+        return chosen
+    limit = trial(chosen)
     for _ in range(TRIALS):
         if low == high:
             break
         middle = (low + high) // 2
-        found = trial(candidates[middle])
+        found = trial(plans[middle])
         if found.drop <= limit.drop + NOISE and found.measured_l2 <= max(limit.measured_l2 * MEASURED, NEGLIGIBLE):
-            chosen, low = candidates[middle], middle + 1
+            chosen, low = plans[middle], middle + 1
         else:
             high = middle
     return chosen

@@ -123,7 +123,9 @@ def _rounded(kept: Mapping[str, float], together: int) -> dict[str, int]:
     return whole
 
 
-def in_order(coupling: Coupling, queues: Sequence[Queue], *, block: int = 1) -> list[Step]:
+def in_order(
+    coupling: Coupling, queues: Sequence[Queue], *, block: int = 1, worth: Mapping[str, float] | None = None
+) -> list[Step]:
     """Return the steps of all queues in the order in which they should go.
 
     Parameters
@@ -133,13 +135,15 @@ def in_order(coupling: Coupling, queues: Sequence[Queue], *, block: int = 1) -> 
         With what each step costs.
     block : int, default 1
         Of convolutions so many channels go at once that what is left is a multiple of this.
+    worth : mapping of str to float, optional
+        What each weight is worth, its multiply-accumulates for one; the number of its entries without it.
 
     Returns
     -------
     list of Step
-        Each time the piece of a queue that costs least for every weight that goes with it, given what is gone already.
+        Each time the piece of a queue that costs least for what goes with it, given what is gone already.
     """
-    sizes = _Sizes(coupling)
+    sizes = _Sizes(coupling, worth)
     pieces = [_pieces(queue, block if _is_convolved(coupling, queue) else 1) for queue in queues]
     heap = [(0.0, index, 0) for index, own in enumerate(pieces) if own]
     order: list[Step] = []
@@ -176,16 +180,17 @@ def _pieces(queue: Queue, block: int) -> list[tuple[int, int, float]]:
 
 
 class _Sizes:
-    """How many weights go with a unit, as others go."""
+    """How many weights, or what they are worth, go with a unit, as others go."""
 
-    def __init__(self, coupling: Coupling) -> None:
+    def __init__(self, coupling: Coupling, worth: Mapping[str, float] | None) -> None:
         self.places: dict[int, list[tuple[tuple[str, tuple[int, ...]], float]]] = {}
         self.left: dict[str, float] = {}
         self.part: dict[tuple[str, tuple[int, ...]], float] = {}
         for name, tensor in coupling.graph.initializers.items():
             if not coupling.graph.is_weight(name):
                 continue
-            self.left[name] = float(np.prod(tensor.dims, dtype=np.float64))
+            entries = float(np.prod(tensor.dims, dtype=np.float64))
+            self.left[name] = entries if worth is None else worth.get(name, 0.0)
             for ids in coupling.ids.get(name, ()):
                 key = (name, support(ids))
                 self.part[key] = 1.0

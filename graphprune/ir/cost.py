@@ -102,6 +102,31 @@ def count_macs(proto: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> int
     return sum(_macs(node, graph) for node in graph.main)
 
 
+def macs_by_weight(proto: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> dict[str, float]:
+    """Return the multiply-accumulates that every stored weight of the main graph takes part in.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+    input_shapes : mapping of str to tuple of int
+        Concrete input shapes.
+
+    Returns
+    -------
+    dict of str to float
+        By initializer; a node that reads several, as recurrent ones do, is shared out by their sizes.
+    """
+    graph = Graph(proto, input_shapes)
+    found: dict[str, float] = {}
+    for node in graph.main:
+        read = [name for name in node.inputs if name in graph.initializers]
+        sizes = {name: float(np.prod(graph.initializers[name].dims, dtype=np.float64)) for name in read}
+        weights = {name: size for name, size in sizes.items() if len(graph.initializers[name].dims) > 1}
+        for name, size in weights.items():
+            found[name] = found.get(name, 0.0) + _macs(node, graph) * size / max(sum(weights.values()), 1.0)
+    return found
+
+
 def _macs(node: Node, graph: Graph) -> int:
     if not node.bodies:
         return MACS[node.op](node, graph) if node.op in MACS else 0

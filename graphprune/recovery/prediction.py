@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from graphprune.calib.pairs import Batch, Pair, Track
+from graphprune.calib.pairs import Batch, Track, measure_rows
 from graphprune.ir.coupling.units import FROZEN, Coupling
 from graphprune.ir.graph import Graph
 from graphprune.ir.layers.layer import Layer, find_layers
@@ -24,15 +24,18 @@ from graphprune.ir.layers.writing import add_biases, write
 from graphprune.passes import sparsify
 from graphprune.passes.choice import Queue
 from graphprune.passes.curves import LEVELS, MEASURED, ZeroCurve, bent, local_errors
+from graphprune.passes.damping import damping
 from graphprune.passes.elimination import Elimination, Problem, cost_of, eliminate
+from graphprune.passes.patterns import largest
 from graphprune.passes.ridge import centred
 from graphprune.recovery.effects import Effects
 
 FloatArray = npt.NDArray[np.float64]
 
-DAMPING = 1e-2
 WIDEST = 2304
 """Where a layer's rows are wider, correlations between different places of its kernel are left out."""
+CHEAPER = 0.99
+"""How many times the cost of the order found by cost another order may cost at most, to be taken instead."""
 LOOKS = (0.25, 0.6)
 """After which parts of a group's steps the model is run."""
 
@@ -76,30 +79,34 @@ class Predictor:
     effects: Effects
 
 
-def predictor(coupling: Coupling, batches: Sequence[Batch], custom_ops: Sequence[str] = ()) -> Predictor:
+def predictor(
+    coupling: Coupling, fitted: Sequence[Batch], judging: Sequence[Batch], custom_ops: Sequence[str] = ()
+) -> Predictor:
     """Walk over the original once.
 
     Parameters
     ----------
     coupling : Coupling
-    batches : sequence of dict
-        Calibration inputs.
+    fitted, judging : sequence of dict
+        Calibration inputs: what moments are taken of, and what effects are measured on. On the inputs that a change was
+        computed from it looks better than it is.
     custom_ops : sequence of str, default ()
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(coupling.graph.proto)
     add_biases(proto)
-    pair = Pair(proto, proto, batches, custom_ops=custom_ops)
+    track = Track(proto, list(fitted), custom_ops)
+    effects = Effects(Track(proto, list(judging), custom_ops))
     problems, curves = [], []
-    effects = Effects(pair.draft)
     graph = Graph(proto)
     for number, layer in enumerate(find_layers(graph)):
-        pair.draft.advance(layer.output)
-        rows = centred(reduce(add, pair.measure_rows(layer, number)), biased=bool(layer.bias))
-        matrix = layer.matrix(proto)
+        track.advance(layer.output)
+        effects.track.advance(layer.output)
+        parts, biased = measure_rows(track, layer, number), bool(layer.bias)
+        rows, matrix = centred(reduce(add, parts), biased=biased), layer.matrix(proto)
         if not np.isfinite(rows.covariance).all():
             continue
-        gram = rows.damped(DAMPING)
+        gram = rows.damped(damping(parts, matrix, largest(matrix.size // 2), biased=biased))
         errors, solutions = local_errors(gram, matrix)
         places = {
             LEVELS.index(level): _effect(effects, [(layer, rows.mean, matrix, new)]) for level, new in solutions.items()
@@ -109,7 +116,7 @@ def predictor(coupling: Coupling, batches: Sequence[Batch], custom_ops: Sequence
         importance = curve[middle] / errors[middle] if errors[middle] > 0 else 0.0
         problems.extend(_problems(coupling, Reading(layer, rows.mean, matrix, float(importance)), gram))
         curves.append(ZeroCurve(layer.weight, int(np.count_nonzero(matrix)), curve))
-    start = Effects(Track(proto, [dict(batch) for batch in batches], custom_ops))
+    start = Effects(Track(proto, list(judging), custom_ops))
     known = {curve.weight for curve in curves}
     curves.extend(
         _by_magnitude(start, name) for name in sparsify.zeroable(graph, coupling.contractions) if name not in known
@@ -186,7 +193,7 @@ def _cheaper(
     problems: Sequence[Problem], queue: Queue, others: Mapping[str, FloatArray], count: int, error: float
 ) -> str:
     """The criterion whose first steps cost least together, if less than an error; an empty name otherwise."""
-    found = {"": error}
+    found = {"": error * CHEAPER}
     for name, scores in others.items():
         units = np.concatenate([step.units for step in _by_score(queue, scores).steps[:count]])
         found[name] = sum(cost_of(problem, units) for problem in problems)

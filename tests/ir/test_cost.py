@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from onnx import TensorProto, helper, numpy_helper
 
-from graphprune.ir.cost import count_macs, count_nonzero, count_weights, weight_tensors, weights_left
+from graphprune.ir.cost import count_macs, count_nonzero, count_weights, macs_by_weight, weight_tensors, weights_left
 from graphprune.ir.surgery import remove
 from tests.nets import Net
 from tests.oracles import coupled, random_removal
@@ -161,3 +161,30 @@ def test_macs_fall_with_the_channels() -> None:
     shapes = {"x_0": (1, 3, 4, 4)}
     assert count_macs(model, shapes) == 16 * (8 * 27 + 2 * 8)
     assert count_macs(pruned, shapes) == 16 * (2 * 27 + 2 * 2)
+
+
+def test_macs_of_a_network_are_shared_out_to_its_weights() -> None:
+    net = Net()
+    data = net.relu(net.conv(net.input(["N", 3, 8, 8]), 12, 3))  # w_0
+    data = net.depthwise(data)  # w_1
+    model = net.build(net.gemm(net.flatten(net.pool(data)), 4))
+    shapes = {"x_0": (2, 3, 8, 8)}
+    found = macs_by_weight(model, shapes)
+    assert sum(found.values()) == count_macs(model, shapes)
+    assert found["w_0"] == 2 * 64 * 12 * 27
+    assert found["w_1"] == 2 * 64 * 12 * 9
+    assert not {"b_0", "b_1"} & found.keys()
+
+
+def test_the_weights_of_a_recurrent_operator_share_its_macs_by_size() -> None:
+    weight, state = np.ones((1, 48, 16), np.float32), np.ones((1, 48, 12), np.float32)
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=12)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [6, 2, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [6, 1, 2, 12])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(state, "r")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert macs_by_weight(model, {}) == {"w": 12 * 48 * 16, "r": 12 * 48 * 12}

@@ -172,3 +172,12 @@ def test_dense_layers_know_no_blocks() -> None:
     growing = np.arange(1.0, 60.0)
     found = priced(coupling, growing, growing)
     assert in_order(coupling, found, block=16) == in_order(coupling, found)
+
+
+def test_what_weights_are_worth_decides_which_units_go_first() -> None:
+    coupling = two_layers()
+    found = priced(coupling, np.ones(60), np.ones(60))
+    first, last = ("w_0", "w_2")
+    for dear, group in ((first, 0), (last, 1)):
+        order = in_order(coupling, found, worth={dear: 1e6})
+        assert group_order(order)[:20] == [group] * 20
