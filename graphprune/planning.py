@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -96,13 +97,16 @@ def _plans(analysis: Analysis, recipe: Recipe, target: float | None) -> list[Pla
     costs = {int(step.units[0]): cost for step, cost in pairs}
     total = np.cumsum([costs[int(step.units[0])] for step in steps])
     fewest = 0 if target is None else allowed_nonzero(analysis.weights_before, target)
+    # No more goes than was asked for.
+    enough = bisect_left(
+        range(1, len(steps) + 1), True, key=lambda count: weights_left(coupling, take(coupling, steps[:count])) < fewest
+    )
     plans: list[Plan] = []
     missed: TargetError | None = None
     for most in (0.0, *REMOVALS):
-        count = int(np.searchsorted(total, most, side="right")) if most else 0
+        count = min(int(np.searchsorted(total, most, side="right")), enough) if most else 0
         removed = take(coupling, trim.in_blocks(coupling, steps[:count]))
-        enough = removed.any() and weights_left(coupling, removed) < fewest  # no more goes than was asked for
-        if not enough and not any(np.array_equal(removed, other.removed) for other in plans):
+        if not any(np.array_equal(removed, other.removed) for other in plans):
             try:
                 plans.append(with_zeros(analysis, recipe, removed, target))
             except TargetError as error:

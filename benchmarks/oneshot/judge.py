@@ -41,4 +41,7 @@ def top1(path: Path, name: str, limit: int) -> float:
 
 def _zoo(*arguments: str) -> str:
     command = [sys.executable, str(ZOO / "zoo.py"), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return done.stdout
