@@ -32,8 +32,8 @@ MEASURED = 1.02
 """How many times the error of zeros alone may be measured where units go as well."""
 NOISE = 0.005
 """How much more of the answers may change: about one of 256."""
-NEGLIGIBLE = 0.2
-"""Relative error of the outputs that matters little: a twenty-fifth of their variance."""
+NEGLIGIBLE = 0.16
+"""Relative error of the outputs that matters little: a fortieth of their variance."""
 TRIALS = 4
 """The most removals that are built and measured, beside none."""
 

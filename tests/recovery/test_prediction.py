@@ -60,6 +60,18 @@ def test_units_by_predicted_error_beat_random_ones(name: str) -> None:
     assert best < np.median(others)
 
 
+def test_few_samples_do_not_make_a_wide_layer_look_free() -> None:
+    """With fewer rows than columns, least squares make up for anything on the rows that they are computed from."""
+    net = Net()
+    hidden = net.relu(net.gemm(net.input(["N", 24]), 160))
+    model = net.build(net.gemm(hidden, 10))
+    analysis, recipe = analysed(model, 96)
+    (queue,) = analysis.queues
+    removed = take(analysis.coupling, queue.steps[:64])
+    predicted = float(np.sqrt(sum(queue.costs[:64])))
+    assert predicted == pytest.approx(measured(analysis, recipe, removed), rel=0.5)
+
+
 @pytest.mark.parametrize("criterion", ["auto", "obs", "apoz", "l1", "random"])
 def test_every_step_but_the_last_has_a_cost_and_none_is_negative(criterion: str) -> None:
     analysis, _ = analysed(network(), criterion=criterion)
