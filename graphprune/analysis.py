@@ -24,9 +24,10 @@ from graphprune.ir.session import open_session, run_session
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.choice import Queue, queues
 from graphprune.passes.criteria import FloatArray, Scores, score
+from graphprune.passes.curves import ZeroCurve
 from graphprune.passes.fold import fold
 from graphprune.recipe import Recipe
-from graphprune.recovery.prediction import Predictor, predictor, price
+from graphprune.recovery.prediction import predictor, price
 from graphprune.verify.equivalence import check_canonical
 from graphprune.watch import Stopwatch
 
@@ -81,8 +82,8 @@ class Analysis:
     weights_before : int
         Weights of the original.
     data : Data
-    predictor : Predictor or None
-        None where kept weights may not change, or there is no real data to change them by.
+    curves : list of ZeroCurve or None
+        What zeroing weights is predicted to cost; None where kept weights may not change, or there is no real data.
     """
 
     coupling: Coupling
@@ -91,7 +92,7 @@ class Analysis:
     queues: list[Queue]
     weights_before: int
     data: Data
-    predictor: Predictor | None
+    curves: list[ZeroCurve] | None
 
 
 def source_for(original: Model, recipe: Recipe, calibration: SourceLike) -> Source:
@@ -142,7 +143,7 @@ def analyse(
     with watch.time("score"):
         scores = _scores(coupling, statistics, recipe, source, by_error=repairs)
         found = queues(coupling, scores)
-    predicted = None
+    curves = None
     if repairs:
         with watch.time("predict"):
             predicted = predictor(coupling, data.fitted, data.held_out, recipe.custom_ops)
@@ -151,8 +152,9 @@ def analyse(
                 ordered = recipe.criterion not in BY_ERROR
                 found = [price(predicted, queue, others, ordered=ordered) for queue in found]
                 scores = by_cost(scores, found)
+            curves = predicted.curves  # the moments that it holds are large, and needed no more
     weights = count_weights(original.proto)
-    return Analysis(coupling, statistics, scores, found, weights, data, predicted)
+    return Analysis(coupling, statistics, scores, found, weights, data, curves)
 
 
 def _scores(

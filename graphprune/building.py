@@ -85,7 +85,7 @@ def _compensate(draft: Draft, job: Job) -> Draft:
 
 def _sparsify(draft: Draft, job: Job) -> Draft:
     """Zero weights by magnitude: all where nothing is solved anew, else those that no layer holds."""
-    if job.analysis.predictor is not None:
+    if job.analysis.curves is not None:
         layers = {layer.weight for layer, _ in solved_layers(job.analysis.coupling, draft.model)}
         kept = {name: count for name, count in job.plan.kept.items() if name not in layers}
         zeros = sparsify.smallest(draft.model, kept) if kept else {}
@@ -107,7 +107,7 @@ def _sparsify(draft: Draft, job: Job) -> Draft:
 def _repair(draft: Draft, job: Job) -> Draft:
     """Solve all layers anew, and zero their weights on the way."""
     analysis, plan = job.analysis, job.plan
-    if analysis.predictor is None or not (plan.removed.any() or plan.kept):
+    if analysis.curves is None or not (plan.removed.any() or plan.kept):
         return draft
     before = nonzero_entries(draft.model)
     change = resized(analysis.coupling, plan.removed)

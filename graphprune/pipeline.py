@@ -60,7 +60,7 @@ class Trials:
     Parameters
     ----------
     analysis : Analysis
-        With a predictor.
+        With error curves.
     recipe : Recipe
     """
 
@@ -109,7 +109,7 @@ def decide(original: Model, analysis: Analysis, recipe: Recipe, source: Source) 
     TargetError
         When the target cannot be reached.
     """
-    if analysis.predictor is None:
+    if analysis.curves is None:
         _demand_no_repair(recipe)
         return Decision(Plan(by_rule(analysis, recipe, trial_error(original, analysis, recipe, source))))
     trials = Trials(analysis, recipe)

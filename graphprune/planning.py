@@ -62,7 +62,7 @@ def plan(analysis: Analysis, recipe: Recipe, target: float | None, trial: Callab
     Parameters
     ----------
     analysis : Analysis
-        With a predictor.
+        With error curves.
     recipe : Recipe
     target : float or None
         Fraction of the weights that must be gone; the recipe's, or another to try.
@@ -147,14 +147,14 @@ def by_share(analysis: Analysis, steps: Sequence[Step], target: float | None, sh
 
 def with_zeros(analysis: Analysis, recipe: Recipe, removed: BoolArray, target: float | None) -> Plan:
     """Complete a removal by the zeros that the target still needs, or that a pattern makes."""
-    assert analysis.predictor is not None
+    assert analysis.curves is not None
     error = _removal_error(analysis.queues, removed)
     if target is None and recipe.pattern is None:
         return Plan(removed, {}, error)
     trimmed, _ = remove(analysis.coupling, removed)
     put_means_right(analysis, removed, trimmed)
     add_biases(trimmed)
-    graph, curves = Graph(trimmed), analysis.predictor.curves
+    graph, curves = Graph(trimmed), analysis.curves
     layers = [layer for _, layer in solved_layers(analysis.coupling, trimmed)]
     entries = nonzero_entries(trimmed)
     sizes = {curve.weight: entries[curve.weight] for curve in curves if curve.weight in entries}
@@ -176,7 +176,7 @@ def with_zeros(analysis: Analysis, recipe: Recipe, removed: BoolArray, target: f
 def put_means_right(analysis: Analysis, removed: BoolArray, trimmed: onnx.ModelProto) -> None:
     """Make up for the mean of what was removed, in place, where no layer is solved anew; this may add biases."""
     deltas = compensate.plan(analysis.coupling, removed, analysis.statistics)
-    if analysis.predictor is not None:
+    if analysis.curves is not None:
         solved = {layer.output for layer, _ in solved_layers(analysis.coupling, trimmed)}
         deltas = {output: delta for output, delta in deltas.items() if output not in solved}
     compensate.apply(trimmed, deltas)

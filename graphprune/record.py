@@ -277,7 +277,7 @@ def _no_units(analysis: Analysis, recipe: Recipe) -> list[str]:
 
 def _held_back(analysis: Analysis, removed: BoolArray, recipe: Recipe) -> list[str]:
     """Say how much of the criterion's rule was not carried out."""
-    if recipe.structural != "auto" or recipe.channels is not None or analysis.predictor is not None:
+    if recipe.structural != "auto" or recipe.channels is not None or analysis.curves is not None:
         return []
     steps = trim.by_threshold(analysis.coupling, analysis.scores)
     named, gone = sum(len(step.units) for step in steps), int(removed.sum())

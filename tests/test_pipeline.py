@@ -99,7 +99,7 @@ def test_zeros_only_removes_nothing(recover: bool) -> None:
 
 def test_where_nothing_is_predicted_auto_asks_for_trials_of_the_rules_units() -> None:
     analysis, recipe = analysed(recover=False)
-    assert analysis.predictor is None
+    assert analysis.curves is None
     assert set(analysis.scores.criteria) == {"apoz"}
     named = take(analysis.coupling, trim.by_threshold(analysis.coupling, analysis.scores))
     asked: list[npt.NDArray[np.bool_]] = []

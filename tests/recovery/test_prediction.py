@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from graphprune.analysis import Analysis, analyse
 from graphprune.api import as_model
 from graphprune.calib.sources import input_specs, open_source
 from graphprune.ir.graph import Graph
+from graphprune.ir.layers.layer import find_layers
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.choice import queues, take
 from graphprune.passes.curves import LEVELS
 from graphprune.passes.fold import fold
 from graphprune.pipeline import Trials
 from graphprune.planning import Plan
-from graphprune.recovery.prediction import price
+from graphprune.recovery.prediction import Predictor, predictor, price
 from graphprune.watch import Stopwatch
 from tests import small
 from tests.measure import editable, given_scores, replaced
@@ -32,6 +34,10 @@ def analysed(model: onnx.ModelProto, count: int = 96, **given: Any) -> tuple[Ana
     recipe = Recipe(**{"target": 0.5, "runs": 2, **given})
     source = open_source(feeds(model, 1, count), input_specs(model))
     return analyse(as_model(model), recipe, source, Stopwatch()), recipe
+
+
+def predicted(analysis: Analysis) -> Predictor:
+    return predictor(analysis.coupling, analysis.data.fitted, analysis.data.held_out)
 
 
 def network(seed: int = 0) -> onnx.ModelProto:
@@ -98,17 +104,16 @@ def test_an_order_that_was_asked_for_is_kept() -> None:
 
 def test_auto_takes_the_order_of_the_cheaper_criterion() -> None:
     analysis, _ = analysed(network(), criterion="obs")
-    assert analysis.predictor is not None
-    coupling = analysis.coupling
+    predictions, coupling = predicted(analysis), analysis.coupling
     for queue in analysis.queues:
         place = {int(unit): rank for rank, step in enumerate(queue.steps) for unit in step.units}
         same = np.array([-place.get(unit, 0) for unit in range(coupling.units)], dtype=np.float64)
         # Another order that is as good wins nothing; its reverse is dearer.
         for scores in (same, -same):
-            assert price(analysis.predictor, queue, {"other": scores}, ordered=False).criterion == "obs"
+            assert price(predictions, queue, {"other": scores}, ordered=False).criterion == "obs"
         # Where the order is given, a better one is taken instead.
         backwards = type(queue)(queue.steps[::-1], queue.groups, "given")
-        found = price(analysis.predictor, backwards, {"other": same}, ordered=True)
+        found = price(predictions, backwards, {"other": same}, ordered=True)
         assert found.criterion == "other"
         assert [step.units.tolist() for step in found.steps] == [step.units.tolist() for step in queue.steps]
         assert sum(found.costs[:4]) == pytest.approx(sum(queue.costs[:4]), rel=0.2)
@@ -125,10 +130,10 @@ def test_scores_and_criteria_of_the_groups_follow_the_order() -> None:
 def test_every_weight_that_may_be_zero_has_a_growing_curve() -> None:
     model = network()
     analysis, _ = analysed(model)
-    assert analysis.predictor is not None
+    assert analysis.curves is not None
     sizes = {name: value.size for name, value in editable(model).items() if value.ndim > 1}
-    assert {curve.weight: curve.size for curve in analysis.predictor.curves} == sizes
-    for curve in analysis.predictor.curves:
+    assert {curve.weight: curve.size for curve in analysis.curves} == sizes
+    for curve in analysis.curves:
         assert curve.errors.shape == (len(LEVELS),)
         assert curve.errors[0] == 0
         assert (np.diff(curve.errors) >= 0).all()
@@ -144,8 +149,8 @@ def test_a_layer_that_matters_more_has_the_higher_curve() -> None:
     arrays = editable(model)
     model = replaced(model, w_3=arrays["w_3"] / 100, b_3=arrays["b_3"] / 100)
     analysis, _ = analysed(model)
-    assert analysis.predictor is not None
-    curves = {curve.weight: curve.errors for curve in analysis.predictor.curves}
+    assert analysis.curves is not None
+    curves = {curve.weight: curve.errors for curve in analysis.curves}
     assert (curves["w_0"][1:] > 100 * curves["w_2"][1:]).all()
     costs = {analysis.coupling.groups[queue.groups[0]].name: sum(queue.costs) for queue in analysis.queues}
     assert costs["w_0"] > 100 * costs["w_2"]
@@ -158,10 +163,10 @@ def test_weights_of_no_layer_are_priced_by_their_magnitudes() -> None:
     turned = net.node("Mul", [net.weight([10, 6], fan_in=10), net.weight([10, 6], fan_in=10)])
     data = net.relu(net.node("MatMul", [data, turned], ["N", 5, 6]))
     analysis, _ = analysed(net.build(net.linear(data, 3)))
-    assert analysis.predictor is not None
-    curves = {curve.weight: curve for curve in analysis.predictor.curves}
+    assert analysis.curves is not None
+    curves = {curve.weight: curve for curve in analysis.curves}
     assert {"w_0", "w_3"} <= set(curves)
-    layers = {reading.layer.weight for reading, _, _ in analysis.predictor.problems}
+    layers = {layer.weight for layer in find_layers(analysis.coupling.graph)}
     for name in set(curves) - layers - {"w_0"}:
         assert (np.diff(curves[name].errors) >= 0).all()
         assert curves[name].errors[-1] > 0
@@ -169,9 +174,8 @@ def test_weights_of_no_layer_are_priced_by_their_magnitudes() -> None:
 
 def test_units_that_no_known_layer_reads_share_the_whole_output() -> None:
     analysis, _ = analysed(network())
-    assert analysis.predictor is not None
     found = queues(analysis.coupling, given_scores(analysis.coupling))[0]
-    blind = type(analysis.predictor)([], [], analysis.predictor.effects)
+    blind = replace(predicted(analysis), problems=[])
     costs = price(blind, found, {}, ordered=True).costs
     assert costs == pytest.approx([1 / 16] * 15)
 
@@ -181,7 +185,7 @@ def test_no_prediction_without_repair() -> None:
     for given in ({"recover": False}, {}):
         source = open_source(small.calibration(model) if given else None, input_specs(model))
         found = analyse(as_model(model), Recipe(target=0.5, runs=2, **given), source, Stopwatch())
-        assert found.predictor is None
+        assert found.curves is None
         assert (found.data.every, found.data.splits) == ([], False)
         assert set(found.scores.criteria) == {"apoz"}
         assert all(queue.costs == () for queue in found.queues)
