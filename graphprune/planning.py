@@ -96,8 +96,8 @@ def _plans(analysis: Analysis, recipe: Recipe, target: float | None) -> list[Pla
     pairs = (pair for queue in analysis.queues for pair in zip(queue.steps[: queue.most], queue.costs, strict=True))
     costs = {int(step.units[0]): cost for step, cost in pairs}
     total = np.cumsum([costs[int(step.units[0])] for step in steps])
-    fewest = 0 if target is None else allowed_nonzero(analysis.weights_before, target)
-    # No more goes than was asked for.
+    # No more goes than was asked for: without a target, nothing.
+    fewest = allowed_nonzero(analysis.weights_before, target or 0.0)
     enough = bisect_left(
         range(1, len(steps) + 1), True, key=lambda count: weights_left(coupling, take(coupling, steps[:count])) < fewest
     )

@@ -143,6 +143,12 @@ def test_auto_removes_no_more_than_was_asked_for(target: float) -> None:
     assert 0 < ledger.weights.removed <= target * ledger.weights.before
 
 
+def test_a_pattern_alone_removes_no_unit() -> None:
+    _, ledger = attempt(dense(), pattern="2:4")
+    assert ledger.weights.removed == 0
+    assert ledger.weights.zeroed > 0
+
+
 def layers_of(model: onnx.ModelProto) -> dict[str, tuple[npt.NDArray[np.float64], int]]:
     arrays = editable(model)
     return {
