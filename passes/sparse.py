@@ -6,7 +6,8 @@ methods work on rows scaled to unit energy, choose which entries of V stay, and 
 - ``magnitude``: the largest weights stay (Han et al. 2015);
 - ``wanda``: the largest weights times the energy of what they multiply (Sun et al. 2023);
 - ``obs``: the weights w stay whose removal would cost most, w^2 / inverse(G)_kk (optimal brain surgeon, Hassibi & Stork
-  1993; SparseGPT, Frantar & Alistarh 2023);
+  1993), decided for a few rows of V after the other, while the rows behind make up for what is gone (SparseGPT, Frantar
+  & Alistarh 2023);
 - ``admm``: least squares and the choice of the largest entries take turns, tied more and more firmly together (Boyd et
   al. 2011, section 9.1; ALPS, Meng et al. 2024).
 """
@@ -32,6 +33,8 @@ FEWEST = 12
 """Rounds or steps that it takes however large the layer is."""
 SETTLED = 20
 """Rounds after which a choice that no longer changes is taken."""
+BLOCK = 128
+"""Rows of a weight that ``obs`` decides about at once."""
 LEAST_VALUE = 1e-6
 WIDEST = 2048
 """Wider layers, whose eigenvectors take too long, are sparsified by ``wanda`` instead of ``admm``."""
@@ -68,7 +71,21 @@ def _wanda(gram: FloatArray, goal: FloatArray, choose: Choice) -> BoolArray:
 
 
 def _obs(gram: FloatArray, goal: FloatArray, choose: Choice) -> BoolArray:
-    return choose(np.abs(goal) / np.sqrt(np.einsum("gkk->gk", np.linalg.inv(gram)))[:, :, None])
+    # Row k of the triangle, over its diagonal entry, says how the rows behind make up for a change of row k, with
+    # those before it settled; the square of the entry is what inverse(G)_kk is by then.
+    triangle = np.linalg.cholesky(np.linalg.inv(gram)).swapaxes(1, 2)
+    spread = np.einsum("gkk->gk", triangle)[:, :, None]
+    left, score = goal.copy(), np.zeros_like(goal)
+    for start in range(0, goal.shape[1], BLOCK):
+        stop = min(start + BLOCK, goal.shape[1])
+        score[:, start:] = np.abs(left[:, start:]) / spread[:, start:]
+        goes = ~choose(score)
+        errors = np.zeros_like(left[:, start:stop])
+        for k in range(start, stop):
+            errors[:, k - start] = goes[:, k] * left[:, k] / spread[:, k]
+            left[:, k:stop] -= triangle[:, k, k:stop, None] * errors[:, None, k - start]
+        left[:, stop:] -= triangle[:, start:stop, stop:].swapaxes(1, 2) @ errors
+    return choose(score)
 
 
 def _admm(gram: FloatArray, goal: FloatArray, choose: Choice) -> BoolArray:

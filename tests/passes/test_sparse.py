@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from graphprune.passes.patterns import blocks, largest, n_of_m
+from graphprune.passes.patterns import Pattern, blocks, largest, n_of_m
 from graphprune.passes.sparse import METHODS, refit, sparse
 
 FloatArray = npt.NDArray[np.float64]
@@ -103,15 +103,46 @@ def test_methods_that_know_more_do_better(share: float) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_surgery_takes_the_entry_first_that_costs_least(seed: int) -> None:
+def test_surgery_takes_the_entry_first_that_costs_least_when_the_rows_behind_make_up_for_it(seed: int) -> None:
     gram, dense = problem(seed, width=8, outputs=4)
     found = sparse(gram, dense, largest(dense.size - 1), "obs")
     costs = []
-    for place in np.ndindex(dense.shape):
+    for row, column in np.ndindex(dense.shape[1:]):
         kept = np.ones(dense.shape, dtype=np.bool_)
-        kept[place] = False
-        costs.append(cost(gram, dense, solved(gram, dense, kept)))
+        kept[0, row, column] = False
+        left = dense.copy()
+        left[:, row:] = 0
+        behind = kept[0, row:, column]
+        part = gram[0, row:, row:]
+        change = np.zeros_like(dense)
+        own = -dense[0, row, column]
+        change[0, row, column] = own
+        rest = np.flatnonzero(behind) + row
+        change[0, rest, column] = np.linalg.solve(part[np.ix_(behind, behind)], -gram[0, rest, row] * own)
+        costs.append(cost(gram, dense, dense + change))
     assert int(np.argmin(costs)) == int(np.flatnonzero(found.ravel() == 0)[0])
+
+
+@pytest.mark.parametrize("choice", ["largest", "2:4", "4x1", "3x2"])
+def test_surgery_in_parts_keeps_to_the_choice(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphprune.passes.sparse.BLOCK", 7)  # no multiple of any of them
+    gram, dense = problem()
+    choose = largest(120) if choice == "largest" else Pattern.parse(choice).choice(120, 1)
+    found = sparse(gram, dense, choose, "obs")
+    np.testing.assert_array_equal(choose((found != 0).astype(np.float64)), found != 0)
+    assert np.count_nonzero(found) == 120
+
+
+def test_surgery_that_makes_up_for_what_is_gone_beats_scores_alone() -> None:
+    parts, alone = 0.0, 0.0
+    for seed in range(12):
+        gram, dense = problem(seed, width=60)
+        count = dense.size // 4
+        parts += cost(gram, dense, sparse(gram, dense, largest(count), "obs"))
+        scores = np.abs(dense) / np.sqrt(np.einsum("gkk->gk", np.linalg.inv(gram)))[:, :, None]
+        kept = largest(count)(scores)
+        alone += cost(gram, dense, sparse(gram, dense, lambda _, kept=kept: kept))
+    assert parts < alone
 
 
 def test_wide_layers_are_chosen_by_wanda(monkeypatch: pytest.MonkeyPatch) -> None:
