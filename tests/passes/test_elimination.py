@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -139,3 +140,35 @@ def test_greedy_elimination_is_near_the_best_choice_of_all() -> None:
         assert result.costs[:2].sum() >= min(pairs) * (1 - 1e-9)
         ratios.append(result.costs[:2].sum() / min(pairs))
     assert np.median(ratios) < 1.2
+
+
+def greedy(rows: FloatArray, found: Problem, steps: Sequence[IntArray], count: int) -> float:
+    """The cost of taking the cheapest step so many times."""
+    gone, cost, left = list[int](), 0.0, list(range(len(steps)))
+    for _ in range(count):
+        cost, best = min((solved(rows, found, [*gone, *steps[index]])[0], index) for index in left)
+        gone += [int(unit) for unit in steps[best]]
+        left.remove(best)
+    return cost
+
+
+@pytest.mark.parametrize("case", ["a column each", "more or fewer columns", "several units at once"])
+def test_steps_change_places_where_the_cheapest_first_was_not_the_best(case: str) -> None:
+    swapped, taken, best = 0.0, 0.0, 0.0
+    columns, steps = CASES[case]
+    half = len(steps) // 2
+    for seed in range(30):
+        rows = rows_of(8, seed)
+        found = problem(rows, columns)
+        result = eliminate([found], steps, looks=[half])
+        gone = [int(unit) for index in result.order[:half] for unit in steps[index]]
+        cost, matrix = solved(rows, found, gone)
+        assert float(result.costs[:half].sum()) == pytest.approx(cost, rel=1e-6)
+        np.testing.assert_allclose(result.matrices[half][0], matrix, atol=1e-7)
+        ways = [
+            solved(rows, found, [int(unit) for index in way for unit in steps[index]])[0]
+            for way in combinations(range(len(steps)), half)
+        ]
+        swapped, taken, best = swapped + cost, taken + greedy(rows, found, steps, half), best + min(ways)
+        assert cost <= greedy(rows, found, steps, half) * (1 + 1e-9)
+    assert swapped < best + 0.6 * (taken - best) + 1e-9
