@@ -2,7 +2,8 @@
 
 Every layer is solved anew on what it really reads by then, towards the original's outputs; where an output is only
 added to others (the end of a residual branch), towards the original's sum, so that a branch makes up for what the
-branches before it lack. Weights are zeroed on the way: the layers behind make up for that, too.
+branches before it lack. Weights are zeroed on the way: the layers behind make up for that, too. At last the variance of
+the outputs is put right.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from graphprune.passes.damping import damping
 from graphprune.passes.patterns import Choice, within
 from graphprune.passes.ridge import Centred, SecondMoments, solve
 from graphprune.passes.sparse import sparse
+from graphprune.passes.variance import matched
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -112,7 +114,10 @@ def _repair_layer(
         shift = shift + lost
     else:
         new = dense
-    if solution.change.any() or shift.any() or new is not dense:
+    if layer.total == layer.output:  # the end of a branch makes up for the branches before it instead
+        new, rest = matched(solution.rows, old, new)
+        shift = shift + rest
+    if shift.any() or not np.array_equal(new, old):
         write(layer, stored, new, shift)
     return LayerRecord(layer.weight, solution.ridge, solution.before, solution.after)
 
