@@ -16,6 +16,7 @@ from graphprune.ir.surgery import Kept, remove
 from graphprune.ledger import LayerRecord
 from graphprune.passes import sparsify
 from graphprune.passes.fold import fold
+from graphprune.passes.lower import lower
 from graphprune.passes.patterns import Choice, Pattern, largest
 from graphprune.planning import Plan, put_means_right
 from graphprune.recipe import Recipe
@@ -136,12 +137,17 @@ def _fold(draft: Draft, job: Job) -> Draft:
     return replace(draft, model=fold(draft.model)) if job.recipe.recover else draft
 
 
+def _lower(draft: Draft, job: Job) -> Draft:
+    return replace(draft, model=lower(draft.model))
+
+
 PASSES = (
     Pass("trim", _trim),
     Pass("compensate", _compensate),
     Pass("sparsify", _sparsify),
     Pass("repair", _repair),
     Pass("fold", _fold),
+    Pass("lower", _lower),
 )
 """What makes the result of the canonical model, in order."""
 
