@@ -12,7 +12,7 @@ import onnx
 from graphprune.analysis import Analysis
 from graphprune.errors import TargetError
 from graphprune.ir.cost import count_weights, macs_by_weight, nonzero_entries, weights_left
-from graphprune.ir.coupling.units import BoolArray
+from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.graph import Graph
 from graphprune.ir.layers.layer import Layer, kernel_of
 from graphprune.ir.layers.writing import add_biases
@@ -27,13 +27,13 @@ from graphprune.recipe import Recipe
 from graphprune.recovery.repair import solved_layers
 
 REMOVALS = tuple(2.0**-power for power in range(14, -1, -1))
-"""Squared errors of the outputs that removals to be tried are predicted to cost."""
-MEASURED = 1.02
-"""How many times the error of zeros alone may be measured where units go as well."""
-NOISE = 0.005
+"""Squared errors of the outputs that removals to be tried are predicted to cost; the first matters nowhere."""
+MEASURED = 1.005
+"""How many times the error of the first removal with zeros may be measured where more units go."""
+NOISE = 0.004
 """How much more of the answers may change: about one of 256."""
-NEGLIGIBLE = 0.16
-"""Relative error of the outputs that matters little: a fortieth of their variance."""
+NEGLIGIBLE = 0.05
+"""Relative error of the outputs that matters little: a four-hundredth of their variance."""
 TRIALS = 4
 """The most removals that are built and measured, beside none."""
 
@@ -92,20 +92,14 @@ def _plans(analysis: Analysis, recipe: Recipe, target: float | None) -> list[Pla
     """Return plans that meet a target by more and more removal, where that saves most time for what it costs."""
     coupling = analysis.coupling
     shapes = {name: value.shape for name, value in analysis.data.every[0].items()}
-    steps = in_order(coupling, analysis.queues, block=trim.BLOCK, worth=macs_by_weight(coupling.graph.proto, shapes))
-    pairs = (pair for queue in analysis.queues for pair in zip(queue.steps[: queue.most], queue.costs, strict=True))
-    costs = {int(step.units[0]): cost for step, cost in pairs}
-    total = np.cumsum([costs[int(step.units[0])] for step in steps])
+    worth = macs_by_weight(coupling.graph.proto, shapes)
     # No more goes than was asked for: without a target, nothing.
     fewest = allowed_nonzero(analysis.weights_before, target or 0.0)
-    enough = bisect_left(
-        range(1, len(steps) + 1), True, key=lambda count: weights_left(coupling, take(coupling, steps[:count])) < fewest
-    )
     plans: list[Plan] = []
     missed: TargetError | None = None
-    for most in (0.0, *REMOVALS):
-        count = min(int(np.searchsorted(total, most, side="right")), enough) if most else 0
-        removed = take(coupling, trim.in_blocks(coupling, steps[:count]))
+    for most in REMOVALS:
+        steps = in_order(coupling, analysis.queues, block=trim.BLOCK, worth=worth, most=most)
+        removed = take(coupling, trim.in_blocks(coupling, steps[: _most_steps(coupling, steps, fewest)]))
         if not any(np.array_equal(removed, other.removed) for other in plans):
             try:
                 plans.append(with_zeros(analysis, recipe, removed, target))
@@ -114,6 +108,12 @@ def _plans(analysis: Analysis, recipe: Recipe, target: float | None) -> list[Pla
     if missed and not plans:
         raise missed
     return plans
+
+
+def _most_steps(coupling: Coupling, steps: Sequence[Step], fewest: int) -> int:
+    """How many of some steps can be taken so that this many weights are left."""
+    counts = range(1, len(steps) + 1)
+    return bisect_left(counts, True, key=lambda count: weights_left(coupling, take(coupling, steps[:count])) < fewest)
 
 
 def _largest_bearable(plans: Sequence[Plan], trial: Callable[[Plan], RecoveryRecord]) -> Plan:

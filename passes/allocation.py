@@ -124,7 +124,12 @@ def _rounded(kept: Mapping[str, float], together: int) -> dict[str, int]:
 
 
 def in_order(
-    coupling: Coupling, queues: Sequence[Queue], *, block: int = 1, worth: Mapping[str, float] | None = None
+    coupling: Coupling,
+    queues: Sequence[Queue],
+    *,
+    block: int = 1,
+    worth: Mapping[str, float] | None = None,
+    most: float = np.inf,
 ) -> list[Step]:
     """Return the steps of all queues in the order in which they should go.
 
@@ -137,6 +142,8 @@ def in_order(
         Of convolutions so many channels go at once that what is left is a multiple of this.
     worth : mapping of str to float, optional
         What each weight is worth, its multiply-accumulates for one; the number of its entries without it.
+    most : float, default inf
+        What all together may cost; a queue whose next block costs more than is left of it is passed over.
 
     Returns
     -------
@@ -154,6 +161,9 @@ def in_order(
         if heap and slope > heap[0][0] * (1 + 1e-9):  # what has gone since made it worth less than another
             heapq.heappush(heap, (slope, index, piece))
             continue
+        if cost * (stop - start) > most:
+            continue
+        most -= cost * (stop - start)
         for step in queues[index].steps[start:stop]:
             order.append(step)
             sizes.remove(step)

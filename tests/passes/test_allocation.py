@@ -181,3 +181,17 @@ def test_what_weights_are_worth_decides_which_units_go_first() -> None:
     for dear, group in ((first, 0), (last, 1)):
         order = in_order(coupling, found, worth={dear: 1e6})
         assert group_order(order)[:20] == [group] * 20
+
+
+@pytest.mark.parametrize("most", [0.0, 5.0, 40.0, 1e6])
+def test_blocks_that_cost_too_much_are_passed_over(most: float) -> None:
+    coupling = two_layers(64, 64, convolved=True)
+    dear, cheap = np.full(80, 100.0), np.arange(1.0, 81.0) / 60
+    found = priced(coupling, dear, cheap)
+    order = in_order(coupling, found, block=16, worth={"w_0": 1e9}, most=most)
+    spent = sum(
+        (dear, cheap)[step.group][group_order(order)[:place].count(step.group)] for place, step in enumerate(order)
+    )
+    assert spent <= most
+    assert group_order(order).count(0) == (48 if most == 1e6 else 0)
+    assert group_order(order).count(1) == {0.0: 0, 5.0: 16, 40.0: 48, 1e6: 48}[most]
