@@ -10,16 +10,14 @@ import onnx
 
 from graphprune import record
 from graphprune.analysis import analyse, source_for
-from graphprune.building import Draft, build
+from graphprune.attempts import attempt
 from graphprune.calib.sources import SourceLike
 from graphprune.errors import ModelError
-from graphprune.ir.cost import count_macs, count_nonzero, count_weights
+from graphprune.ir.cost import count_macs
 from graphprune.ir.model import Model, from_proto, load
 from graphprune.ledger import CalibrationRecord, DeclinedRecord, FileRecord, GroupRecord, Ledger, ReasonRecord
 from graphprune.passes import trim
 from graphprune.passes.choice import take
-from graphprune.passes.sparsify import allowed_nonzero
-from graphprune.pipeline import decide, verify
 from graphprune.recipe import Recipe, demand_recipe
 from graphprune.watch import Stopwatch
 
@@ -98,15 +96,9 @@ def prune(
     source = source_for(original, recipe, calibration)
     watch = Stopwatch()
     analysis = analyse(original, recipe, source, watch, progress)
-    with watch.time("decide"):
-        decision = decide(original, analysis, recipe, source)
-    draft = build(analysis, decision.plan, recipe, watch)
-    if not draft.kept and not draft.zeroed and _reaches(original.proto, recipe.target):
-        draft = Draft(original.proto)
-    with watch.time("verify"):
-        verification = verify(original, analysis, decision.plan.removed, draft.model, recipe, source)
-    ledger = record.record(original, recipe, source, analysis, decision, draft, verification, watch)
-    return draft.model, ledger
+    found = attempt(original, analysis, recipe, source, watch)
+    ledger = record.record(original, recipe, source, analysis, found, watch)
+    return found.draft.model, ledger
 
 
 def inspect(
@@ -166,8 +158,3 @@ def as_model(model: str | os.PathLike[str] | onnx.ModelProto | Model) -> Model:
         why=f"it is a {type(model).__name__}",
         hint="give a path or an onnx.ModelProto (onnx.load_model_from_string makes one of bytes)",
     )
-
-
-def _reaches(proto: onnx.ModelProto, target: float | None) -> bool:
-    """Whether a model is as sparse as asked for as it is: to fold BatchNormalization may be all that a target needs."""
-    return target is None or count_nonzero(proto) <= allowed_nonzero(count_weights(proto), target)

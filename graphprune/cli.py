@@ -127,6 +127,13 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> s
     metavar="Z",
     help=f"What chooses the weights to zero: {', '.join(SPARSIFIERS)}.",
 )
+@click.option(
+    "--align",
+    default="auto",
+    show_default=True,
+    metavar="A",
+    help="Channels that convolutions keep are a multiple of this: a number, auto (what is fast here), or off.",
+)
 @click.option("--pattern", metavar="P", help="Where zeros may be: N:M input channels, or blocks INPUTSxOUTPUTS.")
 @click.option("--no-recover", is_flag=True, help="Plain removal and zeroing: kept weights stay bit-identical.")
 @_resize
@@ -159,7 +166,12 @@ def prune_command(
 ) -> None:
     """Prune MODEL and write the smaller model and its ledger."""
     verbose = given.pop("verbose")
-    recipe = Recipe(recover=not given.pop("no_recover"), structural=_share(given.pop("structural")), **given)
+    recipe = Recipe(
+        recover=not given.pop("no_recover"),
+        structural=_share(given.pop("structural")),
+        align=_whole(given.pop("align")),
+        **given,
+    )
     loaded = as_model(model)
     paths = check_output(loaded, output, report_path, [path for path in (calib, recipe_path) if path])
     with _progress(quiet) as progress:
@@ -264,6 +276,11 @@ def _share(value: Any) -> Any:
         return float(value)
     except ValueError:
         return value
+
+
+def _whole(value: Any) -> Any:
+    """Return ``--align`` as a number where it is one."""
+    return int(value) if str(value).isdecimal() else value
 
 
 @contextmanager

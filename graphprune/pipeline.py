@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from graphprune.calib.stream import Source
 from graphprune.errors import RecipeError, TargetError
 from graphprune.ir.coupling.resizing import SAME, Resized, resized
 from graphprune.ir.coupling.units import BoolArray
+from graphprune.ir.kernels import widths
 from graphprune.ir.model import Model
 from graphprune.ir.session import Feeds, ModelLike
 from graphprune.ir.surgery import remove
@@ -35,6 +36,9 @@ SEARCH_STEPS = 6
 """Targets that are tried to find the largest that holds ``--max-drop``."""
 MOST = 0.98
 """The largest of them."""
+
+ENOUGH_RUNS = 100
+"""Latency runs that a result is given up for."""
 
 
 @dataclass(frozen=True)
@@ -161,13 +165,14 @@ def by_rule(analysis: Analysis, recipe: Recipe, trial: Callable[[Plan], float]) 
     trial : callable
         Gives the error of the outputs that a removal leads to; asked only where ``structural`` is ``"auto"``.
     """
-    coupling, scores = analysis.coupling, analysis.scores
+    coupling, scores, good = analysis.coupling, analysis.scores, widths(recipe.align)
     if recipe.channels is not None:
-        return trim.by_fraction(coupling, analysis.queues, recipe.channels)
+        return trim.by_fraction(coupling, analysis.queues, recipe.channels, good.step)
     if recipe.structural == "auto":
         steps = trim.by_threshold(coupling, scores)
-        return trim.by_trial(coupling, steps, lambda removed: trial(Plan(removed)))
-    return by_share(analysis, trim.by_rank(analysis.queues), recipe.target, float(recipe.structural))
+        return trim.by_trial(coupling, steps, lambda removed: trial(Plan(removed)), good.block)
+    steps = trim.by_rank(analysis.queues)
+    return by_share(analysis, steps, recipe.target, float(recipe.structural), good.step)
 
 
 def trial_error(original: Model, analysis: Analysis, recipe: Recipe, source: Source) -> Callable[[Plan], float]:
@@ -207,13 +212,26 @@ def verify(
     return Verification(equivalence, *compare_runs(before, result, feeds, recipe, source, change))
 
 
+def time_again(
+    original: Model, analysis: Analysis, removed: BoolArray, result: onnx.ModelProto, recipe: Recipe, source: Source
+) -> Latency:
+    """Time both models once more, with enough runs for a verdict that is acted on."""
+    feeds: Feeds = next(iter(source.subset(1).batches(1)))
+    longer = replace(recipe, runs=max(recipe.runs, ENOUGH_RUNS))
+    return _latency(original.path or original.proto, result, feeds, longer, resized(analysis.coupling, removed))
+
+
 def compare_runs(
     before: ModelLike, after: ModelLike, feeds: Feeds, recipe: Recipe, source: Source, change: Resized = SAME
 ) -> tuple[Fidelity, Latency]:
     """Compare two models' outputs on the calibration samples, and time both on one call's inputs."""
     samples = source.subset(FIDELITY_SAMPLES).batches(BATCH_SIZE)
     fidelity = compare_outputs(before, after, samples, change=change, custom_ops=recipe.custom_ops)
-    latency = compare_latency(
+    return fidelity, _latency(before, after, feeds, recipe, change)
+
+
+def _latency(before: ModelLike, after: ModelLike, feeds: Feeds, recipe: Recipe, change: Resized) -> Latency:
+    return compare_latency(
         before,
         after,
         feeds,
@@ -223,4 +241,3 @@ def compare_runs(
         runs=recipe.runs,
         seed=recipe.seed,
     )
-    return fidelity, latency

@@ -14,6 +14,7 @@ from graphprune.errors import TargetError
 from graphprune.ir.cost import count_weights, macs_by_weight, nonzero_entries, weights_left
 from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.graph import Graph
+from graphprune.ir.kernels import widths
 from graphprune.ir.layers.layer import Layer, kernel_of
 from graphprune.ir.layers.writing import add_biases
 from graphprune.ir.surgery import remove
@@ -78,19 +79,19 @@ def plan(analysis: Analysis, recipe: Recipe, target: float | None, trial: Callab
     TargetError
         When the target cannot be reached.
     """
-    coupling = analysis.coupling
+    coupling, step = analysis.coupling, widths(recipe.align).step
     if recipe.channels is not None:
-        return with_zeros(analysis, recipe, trim.by_fraction(coupling, analysis.queues, recipe.channels), target)
+        return with_zeros(analysis, recipe, trim.by_fraction(coupling, analysis.queues, recipe.channels, step), target)
     if recipe.structural != "auto":
-        steps = in_order(coupling, analysis.queues) if recipe.structural else []
-        removed = by_share(analysis, steps, target, float(recipe.structural))
+        steps = in_order(coupling, analysis.queues, block=step) if recipe.structural else []
+        removed = by_share(analysis, steps, target, float(recipe.structural), step)
         return with_zeros(analysis, recipe, removed, target)
     return _largest_bearable(_plans(analysis, recipe, target), trial)
 
 
 def _plans(analysis: Analysis, recipe: Recipe, target: float | None) -> list[Plan]:
     """Return plans that meet a target by more and more removal, where that saves most time for what it costs."""
-    coupling = analysis.coupling
+    coupling, block = analysis.coupling, widths(recipe.align).block
     shapes = {name: value.shape for name, value in analysis.data.every[0].items()}
     worth = macs_by_weight(coupling.graph.proto, shapes)
     # No more goes than was asked for: without a target, nothing.
@@ -98,8 +99,8 @@ def _plans(analysis: Analysis, recipe: Recipe, target: float | None) -> list[Pla
     plans: list[Plan] = []
     missed: TargetError | None = None
     for most in REMOVALS:
-        steps = in_order(coupling, analysis.queues, block=trim.BLOCK, worth=worth, most=most)
-        removed = take(coupling, trim.in_blocks(coupling, steps[: _most_steps(coupling, steps, fewest)]))
+        steps = in_order(coupling, analysis.queues, block=block, worth=worth, most=most)
+        removed = take(coupling, trim.aligned(coupling, steps[: _most_steps(coupling, steps, fewest)], block))
         if not any(np.array_equal(removed, other.removed) for other in plans):
             try:
                 plans.append(with_zeros(analysis, recipe, removed, target))
@@ -134,7 +135,7 @@ def _largest_bearable(plans: Sequence[Plan], trial: Callable[[Plan], RecoveryRec
     return chosen
 
 
-def by_share(analysis: Analysis, steps: Sequence[Step], target: float | None, share: float) -> BoolArray:
+def by_share(analysis: Analysis, steps: Sequence[Step], target: float | None, share: float, align: int) -> BoolArray:
     """Return the removal that meets a share of the target."""
     coupling = analysis.coupling
     removed = np.zeros(coupling.units, dtype=np.bool_)
@@ -142,7 +143,8 @@ def by_share(analysis: Analysis, steps: Sequence[Step], target: float | None, sh
         return removed
     outside = count_weights(coupling.graph.proto) - weights_left(coupling, removed)
     most_left = allowed_nonzero(analysis.weights_before, share * target)
-    return trim.by_weights(coupling, steps, most_left, weights_outside=outside, weights_before=analysis.weights_before)
+    before = analysis.weights_before
+    return trim.by_weights(coupling, steps, most_left, weights_outside=outside, weights_before=before, align=align)
 
 
 def with_zeros(analysis: Analysis, recipe: Recipe, removed: BoolArray, target: float | None) -> Plan:

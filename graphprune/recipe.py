@@ -39,6 +39,9 @@ class Recipe:
         One of `CRITERIA`: how units are ordered. ``"auto"`` takes for every group the order of least predicted error.
     sparsifier : str
         One of `SPARSIFIERS`: how the weights to zero are chosen where kept weights may change.
+    align : int, "auto" or "off"
+        What the number of channels that convolutions keep is a multiple of, from 1 to 1024: ``"auto"`` takes what ONNX
+        Runtime's kernels on this machine are fast at, ``"off"`` any number.
     pattern : str or None
         Where zeros may be: ``"2:4"`` keeps two of every four input channels, ``"16x1"`` zeros blocks of 16 inputs by 1
         output. Anywhere by default.
@@ -70,6 +73,7 @@ class Recipe:
     structural: float | Literal["auto"] = "auto"
     criterion: str = "auto"
     sparsifier: str = "admm"
+    align: int | Literal["auto", "off"] = "auto"
     pattern: str | None = None
     recover: bool = True
     max_latency_ratio: float | None = None
@@ -195,6 +199,10 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pattern": (
         lambda value: isinstance(value, str) and _is_pattern(value),
         "N:M with 0 < N < M (2:4), or INPUTSxOUTPUTS of a block (16x1)",
+    ),
+    "align": (
+        lambda value: 1 <= value <= 1024 if _whole(value) else isinstance(value, str) and value in ("auto", "off"),
+        '"auto", "off", or a whole number from 1 to 1024',
     ),
     "recover": (lambda value: isinstance(value, bool), "true or false"),
     "max_latency_ratio": (lambda value: _number(value) and 0 < value <= sys.float_info.max, "above 0"),

@@ -12,7 +12,7 @@ from importlib import metadata
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.building import Draft
+from graphprune.attempts import Attempt
 from graphprune.calib.stream import Source
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.coupling.atoms import IdArray, support
@@ -38,7 +38,7 @@ from graphprune.ledger import (
 from graphprune.passes import trim
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.choice import CROSSING, queues
-from graphprune.pipeline import Decision, Verification
+from graphprune.pipeline import Verification
 from graphprune.recipe import Recipe
 from graphprune.verify.gate import Gate, check_gates
 from graphprune.watch import Stopwatch
@@ -71,12 +71,11 @@ def record(
     recipe: Recipe,
     source: Source,
     analysis: Analysis,
-    decision: Decision,
-    draft: Draft,
-    verification: Verification,
+    found: Attempt,
     watch: Stopwatch,
 ) -> Ledger:
     """Make the ledger of a run."""
+    decision, draft, verification = found.decision, found.draft, found.verification
     after, nonzero = count_weights(draft.model), count_nonzero(draft.model)
     before = analysis.weights_before
     weights = WeightRecord(
@@ -118,6 +117,7 @@ def record(
         resized=resized_records(coupling, removed),
         notes=[
             *notes(source),
+            *found.notes,
             *_no_units(analysis, recipe),
             *_held_back(analysis, removed, recipe),
             *_useless(decision.recovery, verification),
@@ -148,7 +148,7 @@ def group_records(analysis: Analysis, removed: BoolArray) -> list[GroupRecord]:
 def gates_of(
     recipe: Recipe, weights: WeightRecord, verification: Verification, recovery: RecoveryRecord | None
 ) -> list[Gate]:
-    """Decide the gates: the target, what was asked for, and finite outputs wherever the original's are.
+    """Decide the gates: the target, what was asked for, no slower model, and finite outputs where the original's are.
 
     Where weights were solved anew the drop is that of the trial, which looked at samples that it was not computed from.
     """
@@ -159,6 +159,9 @@ def gates_of(
         fidelity=verification.fidelity,
         held_out=None if recovery is None else recovery.drop,
     )
+    latency = verification.latency
+    if recipe.max_latency_ratio is None and latency.verdict == "slower":
+        gates = (*gates, Gate("not-slower", 1.0, latency.ratio, ok=False))
     if verification.fidelity.nonfinite:
         gates = (*gates, Gate("nonfinite-outputs", 0, verification.fidelity.nonfinite, ok=False))
     if recipe.target is None:

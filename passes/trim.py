@@ -21,12 +21,9 @@ SHARES = (1.0, 0.5, 0.25, 0.125)
 """What part of the rule's units to try, largest first."""
 SLACK = 0.005
 """How much worse than with zeros alone the outputs may be: about one answer of the 256 that are asked."""
-BLOCK = 16
-"""Convolutions keep a multiple of this many channels: ONNX Runtime's kernels work on blocks of 16 (8 without AVX-512),
-and a width between two multiples can be slower than the larger of them."""
 
 
-def by_fraction(coupling: Coupling, queues: Sequence[Queue], fraction: float) -> BoolArray:
+def by_fraction(coupling: Coupling, queues: Sequence[Queue], fraction: float, align: int = 1) -> BoolArray:
     """Choose a fraction of every group's units, in the order in which they go.
 
     Parameters
@@ -35,6 +32,8 @@ def by_fraction(coupling: Coupling, queues: Sequence[Queue], fraction: float) ->
     queues : sequence of Queue
     fraction : float
         In [0, 1); rounded down to whole units, and one unit of every group stays.
+    align : int, default 1
+        As for `aligned`.
 
     Returns
     -------
@@ -46,7 +45,7 @@ def by_fraction(coupling: Coupling, queues: Sequence[Queue], fraction: float) ->
         # The small constant keeps 0.3 of 10 units from being 2.
         count = min(int(np.floor(fraction * len(queue.steps) + 1e-9)), queue.most)
         steps.extend(queue.steps[:count])
-    return take(coupling, _in_order(steps))
+    return take(coupling, aligned(coupling, _in_order(steps), align))
 
 
 def by_threshold(coupling: Coupling, scores: Scores) -> list[Step]:
@@ -72,7 +71,7 @@ def by_threshold(coupling: Coupling, scores: Scores) -> list[Step]:
     return _in_order(steps)
 
 
-def by_trial(coupling: Coupling, steps: list[Step], trial: Callable[[BoolArray], float]) -> BoolArray:
+def by_trial(coupling: Coupling, steps: list[Step], trial: Callable[[BoolArray], float], align: int = 1) -> BoolArray:
     """Choose as much of a removal as the outputs bear.
 
     Parameters
@@ -82,38 +81,55 @@ def by_trial(coupling: Coupling, steps: list[Step], trial: Callable[[BoolArray],
         From `by_threshold`.
     trial : callable
         Gives how much worse the outputs become by a removal, 0 for not at all.
+    align : int, default 1
+        As for `aligned`.
 
     Returns
     -------
     ndarray of bool, shape (units,)
         The largest of `SHARES` of the steps with which the outputs are no worse, but for `SLACK`, than with the dead
-        units alone removed. Channels of convolutions go by whole blocks.
+        units alone removed.
     """
     dead = sum(step.rank == float("inf") for step in steps)
-    least = take(coupling, in_blocks(coupling, steps[:dead]))
+    least = take(coupling, aligned(coupling, steps[:dead], align))
     if len(steps) == dead:
         return least
     limit = trial(least) + SLACK
     for share in SHARES:
         count = dead + round(share * (len(steps) - dead))
-        removed = take(coupling, in_blocks(coupling, steps[:count]))
+        removed = take(coupling, aligned(coupling, steps[:count], align))
         if trial(removed) <= limit:
             return removed
     return least
 
 
-def in_blocks(coupling: Coupling, steps: Sequence[Step]) -> list[Step]:
-    """Leave out the last steps of every group of convolution channels, until what it keeps fills whole blocks."""
-    count = Counter(step.group for step in steps)
-    for index, taken in count.items():
+def aligned(coupling: Coupling, steps: Sequence[Step], align: int) -> list[Step]:
+    """Leave out the last steps of every group of convolution channels, until what it keeps is a multiple of a number.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    steps : sequence of Step
+        In the order in which they go.
+    align : int
+        What kept channels of convolutions should be a multiple of (`graphprune.ir.kernels`); where no removal leaves
+        one, none of the group go.
+    """
+    if align == 1:
+        return list(steps)
+    own: dict[int, int] = {}  # units of its group that a step takes
+    taken = Counter(step.group for step in steps)
+    for step in steps:
+        own.setdefault(step.group, int(np.isin(step.units, coupling.groups[step.group].units).sum()))
+    for index, count in taken.items():
         group = coupling.groups[index]
         if any(len(coupling.graph.initializers[name].dims) > 2 for name, _ in group.axes):
-            fill = -(len(group.units) - taken) % BLOCK
-            count[index] = max(taken - fill, 0)
+            fits = (n for n in range(count, 0, -1) if (len(group.units) - n * own[index]) % align == 0)
+            taken[index] = next(fits, 0)
     chosen = []
     for step in steps:
-        if count[step.group] > 0:
-            count[step.group] -= 1
+        if taken[step.group] > 0:
+            taken[step.group] -= 1
             chosen.append(step)
     return chosen
 
@@ -124,7 +140,13 @@ def by_rank(queues: Sequence[Queue]) -> list[Step]:
 
 
 def by_weights(
-    coupling: Coupling, steps: Sequence[Step], most_left: int, *, weights_outside: int, weights_before: int
+    coupling: Coupling,
+    steps: Sequence[Step],
+    most_left: int,
+    *,
+    weights_outside: int,
+    weights_before: int,
+    align: int = 1,
 ) -> BoolArray:
     """Choose the first steps, until few enough weights are left.
 
@@ -140,6 +162,8 @@ def by_weights(
         Weights of the model that are not initializers of the main graph; they stay.
     weights_before : int
         Weights of the original, for the error message.
+    align : int, default 1
+        As for `aligned`.
 
     Returns
     -------
@@ -152,8 +176,11 @@ def by_weights(
         When removing all that may go is not enough.
     """
 
+    def taken(count: int) -> BoolArray:
+        return take(coupling, aligned(coupling, steps[:count], align))
+
     def left(count: int) -> int:
-        return weights_left(coupling, take(coupling, steps[:count])) + weights_outside
+        return weights_left(coupling, taken(count)) + weights_outside
 
     low, high = 0, len(steps)
     if left(high) > most_left:
@@ -162,13 +189,14 @@ def by_weights(
             f"removing units alone leaves {least:,} of {weights_before:,} weights, and at most {most_left:,} may be "
             "left",
             reachable=reachable,
-            hint=f"the most that removal alone reaches is --target {_floor(reachable)}; "
-            "lower --target, or let --structural leave a larger part of it to zeros",
+            hint=f"the most that removal alone reaches is --target {_floor(reachable)}; lower --target, "
+            + ("give --align off, " if align > 1 else "")
+            + "or let --structural leave a larger part of it to zeros",
         )
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if left(middle) <= most_left else (middle + 1, high)
-    return take(coupling, steps[:low])
+    return taken(low)
 
 
 def _in_order(steps: list[Step]) -> list[Step]:

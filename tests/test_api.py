@@ -178,9 +178,11 @@ def test_the_input_is_never_changed(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize("calib", [CALIB, None])
 def test_the_same_seed_gives_the_same_model_and_ledger(calib: Any) -> None:
     def once(seed: int) -> tuple[bytes, dict[str, Any]]:
-        model, ledger = prune(MODEL, recipe(target=0.8, channels=0.25, seed=seed), calib)
+        # How fast the result is, and what is done where it is not, is no matter of seeds.
+        asked = recipe(target=0.8, channels=0.25, seed=seed, max_latency_ratio=1e3)
+        model, ledger = prune(MODEL, asked, calib)
         values = ledger.as_dict()
-        for timing in ("latency", "seconds"):
+        for timing in ("latency", "seconds", "gates"):
             values.pop(timing)
         return model.SerializeToString(deterministic=True), values
 

@@ -64,6 +64,7 @@ def open_session(
     custom_ops: Sequence[str] = (),
     in_node_order: bool = False,
     optimise: bool = True,
+    optimised_to: str | os.PathLike[str] | None = None,
 ) -> ort.InferenceSession:
     """Open an ONNX Runtime session on the CPU.
 
@@ -81,6 +82,8 @@ def open_session(
         ONNX Runtime's default order.
     optimise : bool, default True
         Whether ONNX Runtime may rewrite the graph, or runs it node by node as it is written.
+    optimised_to : path-like, optional
+        Where to write what it made of the graph.
 
     Returns
     -------
@@ -103,6 +106,8 @@ def open_session(
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimised_to is not None:
+        options.optimized_model_filepath = os.fspath(optimised_to)
     options.log_severity_level = QUIET
     # Idle worker threads spin for a while after a run: they would steal the cores from the session timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -288,21 +288,51 @@ def test_dead_units_go_whatever_the_outputs_say() -> None:
     assert asked == [], "nothing to try"
 
 
+BLOCK = 16
+
+
 @pytest.mark.parametrize("extra", [0, 3])
 def test_convolutions_keep_whole_blocks_and_dense_layers_any_number(extra: int) -> None:
-    width = 5 * trim.BLOCK + extra
+    width = 5 * BLOCK + extra
     coupling = coupled(convolutions(width, hidden=24))
     scores = given_scores(coupling, 8)
     steps = [step for queue in queues(coupling, scores) for step in queue.steps[: queue.most]]
     steps.sort(key=lambda step: -step.rank)
-    for count in (1, trim.BLOCK, 2 * trim.BLOCK + 7, len(steps)):
-        removed = trim.by_trial(coupling, steps[:count], lambda _: 0.0)
+    for count in (1, BLOCK, 2 * BLOCK + 7, len(steps)):
+        removed = trim.by_trial(coupling, steps[:count], lambda _: 0.0, BLOCK)
         conv, hidden = (np.array(units_on(coupling, weight, 0)) for weight in ("w_0", "w_1"))
         taken = {int(unit) for step in steps[:count] for unit in step.units}
         of_conv = len(taken & set(conv.tolist()))
         kept = int((~removed[conv]).sum())
-        assert kept % trim.BLOCK == 0 or kept == width
-        assert 0 <= kept - (width - of_conv) < trim.BLOCK, "more stays than fills the last block"
+        assert kept % BLOCK == 0 or kept == width
+        assert 0 <= kept - (width - of_conv) < BLOCK, "more stays than fills the last block"
         assert set(hidden[removed[hidden]].tolist()) == taken & set(hidden.tolist())
         best = [unit for step in steps[:count] for unit in step.units if unit in set(conv.tolist())]
         assert set(conv[removed[conv]].tolist()) == set(best[: width - kept]), "the first of the order go"
+
+
+@pytest.mark.parametrize("align", [1, 4, 5, 16])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.97])
+def test_a_fraction_keeps_multiples_of_channels(fraction: float, align: int) -> None:
+    coupling = coupled(convolutions(40, hidden=24))
+    scores = given_scores(coupling, 3)
+    plain = trim.by_fraction(coupling, queues(coupling, scores), fraction)
+    removed = trim.by_fraction(coupling, queues(coupling, scores), fraction, align)
+    conv, hidden = (np.array(units_on(coupling, weight, 0)) for weight in ("w_0", "w_1"))
+    kept, wanted = int((~removed[conv]).sum()), int((~plain[conv]).sum())
+    assert kept == min(-(-wanted // align) * align, 40)
+    np.testing.assert_array_equal(removed[hidden], plain[hidden])
+    assert not (removed & ~plain).any()
+
+
+def test_channels_that_go_together_count_each() -> None:
+    """A grouped convolution loses a channel of each of its groups at once."""
+    net = Net()
+    data = net.relu(net.conv(net.input(["N", 4, 4, 4]), 24, 3))
+    data = net.relu(net.conv(data, 24, 3, group=3))
+    coupling = coupled(net.build(net.conv(data, 2)))
+    removed = trim.by_fraction(coupling, queues(coupling, given_scores(coupling)), 0.4, 4)
+    for weight in ("w_0", "w_1"):
+        conv = np.array(units_on(coupling, weight, 0))
+        assert int((~removed[conv]).sum()) in (16, 20, 24), "40 % of 8 rounds of 3 are 3 rounds: 15 stay"
+        assert removed[conv].any() == (int((~removed[conv]).sum()) < 24)

@@ -1,0 +1,103 @@
+"""Never hand over a slower model: what is tried instead where a result turns out slower than the original.
+
+Narrower layers can be slower than wide ones, where their width suits no kernel. Such a result is built again with
+kept channels in whole blocks, and at last with all units left in place; where nothing of that helps, a gate fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from graphprune.analysis import Analysis
+from graphprune.building import Draft, build
+from graphprune.calib.stream import Source
+from graphprune.errors import TargetError
+from graphprune.ir.cost import count_nonzero, count_weights
+from graphprune.ir.kernels import preferred_widths
+from graphprune.ir.model import Model
+from graphprune.passes.sparsify import allowed_nonzero
+from graphprune.pipeline import Decision, Verification, decide, time_again, verify
+from graphprune.recipe import Recipe
+from graphprune.watch import Stopwatch
+
+SLOWER = "{what} the result was slower than the original (latency x{ratio:.2f}); {instead}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A result, and how it came about.
+
+    Attributes
+    ----------
+    decision : Decision
+    draft : Draft
+    verification : Verification
+    notes : tuple of str
+        What was tried before and why it was given up.
+    """
+
+    decision: Decision
+    draft: Draft
+    verification: Verification
+    notes: tuple[str, ...] = ()
+
+
+def attempt(original: Model, analysis: Analysis, recipe: Recipe, source: Source, watch: Stopwatch) -> Attempt:
+    """Decide, build and verify, again with safer widths as long as the result is slower than the original.
+
+    Raises
+    ------
+    RecipeError, TargetError, EquivalenceError
+        As `graphprune.pipeline.decide` and `verify` do; what comes after the first attempt may miss the target.
+    """
+    found = _once(original, analysis, recipe, source, watch)
+    notes: list[str] = []
+    for what, instead, safer in _safer(recipe):
+        if not _is_slower(found, recipe):
+            break
+        try:
+            other = _once(original, analysis, safer, source, watch)
+        except TargetError:
+            continue
+        ratio = found.verification.latency.ratio
+        if other.verification.latency.ratio < ratio:
+            notes.append(SLOWER.format(what=what, ratio=ratio, instead=instead))
+            found = other
+    return replace(found, notes=tuple(notes))
+
+
+def _once(original: Model, analysis: Analysis, recipe: Recipe, source: Source, watch: Stopwatch) -> Attempt:
+    with watch.time("decide"):
+        decision = decide(original, analysis, recipe, source)
+    draft = build(analysis, decision.plan, recipe, watch)
+    if not draft.kept and not draft.zeroed and _reaches(original, recipe.target):
+        draft = Draft(original.proto)
+    with watch.time("verify"):
+        verification = verify(original, analysis, decision.plan.removed, draft.model, recipe, source)
+        if verification.latency.verdict == "slower" and recipe.max_latency_ratio is None:
+            # A verdict that leads to another result is asked for twice: one in some hundred is chance.
+            latency = time_again(original, analysis, decision.plan.removed, draft.model, recipe, source)
+            verification = replace(verification, latency=latency)
+    return Attempt(decision, draft, verification)
+
+
+def _is_slower(found: Attempt, recipe: Recipe) -> bool:
+    return found.verification.latency.verdict == "slower" and recipe.max_latency_ratio is None
+
+
+def _safer(recipe: Recipe) -> Iterator[tuple[str, str, Recipe]]:
+    """Recipes that leave less to chance, with what was tried before and what is done instead."""
+    good = preferred_widths()
+    if recipe.align == "auto" and good.block > good.step and recipe.structural != 0:
+        instead = f"convolutions keep multiples of {good.block} channels instead"
+        yield f"with multiples of {good.step} channels kept", instead, replace(recipe, align=good.block)
+    if recipe.align == "auto" and recipe.channels is None and recipe.target is not None and recipe.structural == "auto":
+        yield "with units removed", "all units stay instead", replace(recipe, structural=0.0)
+
+
+def _reaches(original: Model, target: float | None) -> bool:
+    """Whether a model is as sparse as asked for as it is: to fold BatchNormalization may be all that a target needs."""
+    if target is None:
+        return True
+    return count_nonzero(original.proto) <= allowed_nonzero(count_weights(original.proto), target)
