@@ -14,10 +14,12 @@ from graphprune.building import Draft, build
 from graphprune.calib.sources import SourceLike
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
+from graphprune.ir.encoding.decode import decode
 from graphprune.ir.model import Model, from_proto, load
 from graphprune.ledger import CalibrationRecord, DeclinedRecord, FileRecord, GroupRecord, Ledger, ReasonRecord
 from graphprune.passes import trim
 from graphprune.passes.choice import take
+from graphprune.passes.encode import encode
 from graphprune.passes.sparsify import allowed_nonzero
 from graphprune.pipeline import decide, verify
 from graphprune.recipe import Recipe, demand_recipe
@@ -61,7 +63,7 @@ def prune(
     Parameters
     ----------
     model : path-like, onnx.ModelProto or Model
-        Never changed.
+        Never changed. Where its weights are encoded, the dense model that they stand for is pruned.
     recipe : Recipe
         What is asked for.
     calibration : path-like, mapping, array, iterable or callable, optional
@@ -72,7 +74,7 @@ def prune(
     Returns
     -------
     model : onnx.ModelProto
-        The pruned model; the very original when there was nothing to do.
+        The pruned model, encoded where the recipe says so; the very original when there was nothing to do.
     ledger : Ledger
         What was removed, why, what was left alone and why, and how outputs and latency compare. Gates that were
         missed are in it and raise nothing.
@@ -103,10 +105,13 @@ def prune(
     draft = build(analysis, decision.plan, recipe, watch)
     if not draft.kept and not draft.zeroed and _reaches(original.proto, recipe.target):
         draft = Draft(original.proto)
+    with watch.time("encode"):
+        result, encodings = encode(draft.model, recipe.encode)
+        draft = replace(draft, model=decode(result), encodings=tuple(encodings))  # counted as stored, rounded or not
     with watch.time("verify"):
-        verification = verify(original, analysis, decision.plan.removed, draft.model, recipe, source)
-    ledger = record.record(original, recipe, source, analysis, decision, draft, verification, watch)
-    return draft.model, ledger
+        verification = verify(original, analysis, decision.plan.removed, result, recipe, source)
+    ledger = record.record(original, recipe, source, analysis, decision, draft, result, verification, watch)
+    return result, ledger
 
 
 def inspect(

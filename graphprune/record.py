@@ -10,6 +10,7 @@ from functools import reduce
 from importlib import metadata
 
 import numpy as np
+import onnx
 
 from graphprune.analysis import Analysis
 from graphprune.building import Draft
@@ -27,6 +28,7 @@ from graphprune.ledger import (
     CalibrationRecord,
     Change,
     DeclinedRecord,
+    EncodingRecord,
     FileRecord,
     GroupRecord,
     Ledger,
@@ -73,10 +75,11 @@ def record(
     analysis: Analysis,
     decision: Decision,
     draft: Draft,
+    result: onnx.ModelProto,
     verification: Verification,
     watch: Stopwatch,
 ) -> Ledger:
-    """Make the ledger of a run."""
+    """Make the ledger of a run; ``result`` is the draft's model as it is handed over."""
     after, nonzero = count_weights(draft.model), count_nonzero(draft.model)
     before = analysis.weights_before
     weights = WeightRecord(
@@ -91,7 +94,7 @@ def record(
     coupling, removed = analysis.coupling, decision.plan.removed
     change = resized(coupling, removed)
     shapes, shapes_after = one_sample_shapes(source), one_sample_shapes(source, change)
-    sha256, size = fingerprint(draft.model)
+    sha256, size = fingerprint(result)
     alone = left_alone(analysis)
     return Ledger(
         model=file_record(original),
@@ -116,6 +119,7 @@ def record(
         recovery=decision.recovery,
         repairs=list(draft.repairs),
         resized=resized_records(coupling, removed),
+        encodings=[EncodingRecord(**asdict(encoding)) for encoding in draft.encodings],
         notes=[
             *notes(source),
             *_no_units(analysis, recipe),
