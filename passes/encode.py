@@ -123,9 +123,10 @@ def _plan(options: dict[str, list[_Choice]], allowed: tuple[str, ...]) -> list[_
 
 
 def _total(chosen: list[_Choice]) -> int:
-    """Bytes of all weights as chosen, shared constants included."""
+    """Bytes of all weights as chosen, with shared constants and the mark."""
     shared = {t.name: t for choice in chosen if choice.decoder for t in choice.decoder.shared}
-    return sum(choice.bytes for choice in chosen) + sum(_field(tensor.ByteSize()) for tensor in shared.values())
+    constants = sum(_field(tensor.ByteSize()) for tensor in shared.values())
+    return sum(choice.bytes for choice in chosen) + constants + 2 * len(MARK)
 
 
 def _dense(site: Site) -> _Choice:
@@ -146,7 +147,7 @@ def _options(site: Site, prefix: str, opset: int, *, half: bool) -> list[_Choice
         stored = Stored(site.name, tuple(site.tensor.dims), site.tensor.data_type, form, count, rounded)
         code = {"dense": 0, "gaps": count, "bitmap": -(-len(values) // 8)}[form]
         made = decoder(stored, site.stem, prefix, max(opset, FIRST[form]))
-        names = 2 * (len(site.stem) + 24)  # of the tensors of values and codes, with shapes and types
+        names = 2 * (len(site.stem) + 34)  # of the tensors of values and codes, with shapes and types
         size = count * values.dtype.itemsize + code + names + sum(_field(item.ByteSize()) for item in _items(made))
         options.append(_Choice(site, form, rounded, size, made))
     return options
@@ -180,8 +181,8 @@ def _apply(proto: onnx.ModelProto, prefix: str, chosen: list[_Choice]) -> tuple[
     ahead: list[onnx.NodeProto] = []
     nodes: list[onnx.NodeProto] = []
 
-    def write(name: str, tensor: onnx.TensorProto) -> Decoder | None:
-        made = _write(wanted[name], tensor, codes)
+    def write(name: str, tensor: onnx.TensorProto, *, in_node: bool) -> Decoder | None:
+        made = _write(wanted[name], tensor, codes, in_node=in_node)
         if made is None:
             failed.add(name)
             return None
@@ -191,13 +192,13 @@ def _apply(proto: onnx.ModelProto, prefix: str, chosen: list[_Choice]) -> tuple[
 
     for tensor in graph.initializer:
         if tensor.name in wanted:
-            made = write(tensor.name, tensor)
+            made = write(tensor.name, tensor, in_node=False)
             ahead.extend(made.nodes if made else ())
     for node in graph.node:
         nodes.append(node)
         if node.op_type == "Constant" and node.output[0] in wanted:
             choice = wanted[node.output[0]]
-            made = write(choice.site.name, next(a.t for a in node.attribute if a.name == "value"))
+            made = write(choice.site.name, next(a.t for a in node.attribute if a.name == "value"), in_node=True)
             if made is not None:
                 node.output[0] = f"{choice.site.stem}.values"
                 nodes.extend(made.nodes)
@@ -208,7 +209,9 @@ def _apply(proto: onnx.ModelProto, prefix: str, chosen: list[_Choice]) -> tuple[
     return result, failed
 
 
-def _write(choice: _Choice, tensor: onnx.TensorProto, codes: list[onnx.TensorProto]) -> Decoder | None:
+def _write(
+    choice: _Choice, tensor: onnx.TensorProto, codes: list[onnx.TensorProto], *, in_node: bool
+) -> Decoder | None:
     """Put a weight's entries into its place and note where they go; nothing where it could not be given back."""
     before = onnx.TensorProto()
     before.CopyFrom(tensor)
@@ -224,7 +227,8 @@ def _write(choice: _Choice, tensor: onnx.TensorProto, codes: list[onnx.TensorPro
         if tensor.SerializeToString(deterministic=True) != before.SerializeToString(deterministic=True):
             tensor.CopyFrom(before)
             return None
-    name = f"{choice.site.stem}.values"
+    # What a Constant node holds keeps its name, which nothing reads.
+    name = before.name if in_node else f"{choice.site.stem}.values"
     store(tensor, name, entries, shape if choice.form == "dense" else (1, 1, len(entries)))
     if choice.form == "gaps":
         codes.append(numpy_helper.from_array(gaps[None, None], f"{choice.site.stem}.gaps"))
