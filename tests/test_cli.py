@@ -87,6 +87,7 @@ def test_every_option_reaches_the_recipe(
         "structural": 0.25,
         "criterion": "activation",
         "sparsifier": "wanda",
+        "encode": "auto",
         "max_latency_ratio": 50.0,
         "max_drop": 1.0,
         "threads": 2,
