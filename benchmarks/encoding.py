@@ -26,7 +26,7 @@ from graphprune.calib.synthetic import random_source
 from graphprune.ir.encoding.decode import decode
 from graphprune.ir.model import load, save
 from graphprune.ir.session import open_session, run_session
-from graphprune.ir.tensors import FLOAT_TYPES, array, replace_values
+from graphprune.ir.tensors import array, float_tensors, replace_values
 from graphprune.passes.encode import encode
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "zoo" / "models"
@@ -132,7 +132,7 @@ def with_zeros(proto: onnx.ModelProto, sparsity: float) -> onnx.ModelProto:
     """Set the smallest weights of all matrices and kernels together to zero."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    found = [t for t in result.graph.initializer if t.data_type in FLOAT_TYPES and len(t.dims) > 1]
+    found = [tensor for tensor in float_tensors(result).values() if len(tensor.dims) > 1]
     sizes = np.abs(np.concatenate([array(tensor).ravel() for tensor in found]))
     limit = np.partition(sizes, int(sparsity * sizes.size))[int(sparsity * sizes.size)]
     for tensor in found:

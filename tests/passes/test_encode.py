@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from graphprune.calib.sources import input_specs
+from graphprune.calib.synthetic import random_source
 from graphprune.errors import ModelError, RecipeError
 from graphprune.ir.cost import count_nonzero, count_weights
 from graphprune.ir.encoding.decode import decode, is_encoded
 from graphprune.ir.model import from_proto, load, save
+from graphprune.ir.tensors import float_tensors, replace_values
 from graphprune.passes.encode import Encoding, encode
 from tests.light import light
 from tests.nets import IR_OF_OPSET
@@ -73,7 +77,7 @@ def check(proto: onnx.ModelProto) -> None:
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
 
 
-def run(proto: onnx.ModelProto, inputs: dict[str, Array], level: Any) -> tuple[list[Array], list[str]]:
+def run(proto: onnx.ModelProto, inputs: Mapping[str, Array], level: Any) -> tuple[list[Array], list[str]]:
     """Return the outputs, and the operators that run."""
     options = ort.SessionOptions()
     options.graph_optimization_level = level
@@ -362,6 +366,37 @@ def test_names_of_the_model_are_never_taken() -> None:
     assert text(decode(after)) == text(before)
 
 
+def test_tensors_without_a_name_get_none() -> None:
+    before = model(sparse((200, 100), 0.1), sparse((200, 100), 0.5), as_nodes=True)
+    for node in before.graph.node:
+        if node.op_type == "Constant":
+            node.attribute[0].t.ClearField("name")
+    after, encodings = encode(before)
+    assert [encoding.form for encoding in encodings] == ["gaps", "bitmap"]
+    assert text(decode(after)) == text(before)
+
+
+def test_signalling_nans_in_lists_that_cannot_be_given_back_stay_dense() -> None:
+    before = model(sparse((200, 100), 0.1))
+    tensor = before.graph.initializer[0]
+    bits = numpy_helper.to_array(tensor).ravel().copy()
+    bits[7] = SPECIAL[2]
+    field = b"\x22" + _varint(bits.nbytes) + bits.tobytes()  # float_data, packed
+    tensor.ClearField("raw_data")
+    tensor.MergeFromString(field)
+    given_text = text(before)
+    after, (encoding,) = encode(before)
+    assert text(decode(after)) == given_text
+    assert encoding.form == "gaps" or encoding.reason == "its values cannot be given back to the last bit"
+
+
+def _varint(number: int) -> bytes:
+    found = b""
+    while number > 127:
+        found, number = found + bytes([number & 127 | 128]), number >> 7
+    return found + bytes([number])
+
+
 def test_values_in_lists_stay_in_lists() -> None:
     before = model(
         sparse((200, 100), 0.1), sparse((200, 100), 0.1, 1, np.float16), sparse((99, 99), 0.5, 2, np.float64)
@@ -427,6 +462,25 @@ def test_real_topologies(name: str) -> None:
     inputs_made = feeds(before, batch=1)
     for level in LEVELS[1:3]:
         for one, other in zip(run(before, inputs_made, level)[0], run(after, inputs_made, level)[0], strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", ["dtln_1", "magika", "ppocr_det", "shufflenet_v2_imagenet", "silero_vad"])
+def test_trained_networks(zoo: Path, name: str) -> None:
+    before = load(zoo / "models" / f"{name}.onnx").proto
+    for tensor in float_tensors(before).values():
+        if len(tensor.dims) > 1:
+            values = numpy_helper.to_array(tensor).copy()
+            values[np.abs(values) < np.quantile(np.abs(values), 0.9)] = 0
+            replace_values(tensor, values)
+    after, _ = encode(before)
+    onnx.checker.check_model(after, full_check=True)
+    assert after.ByteSize() < 0.5 * before.ByteSize()
+    assert text(decode(after)) == text(before)
+    inputs = next(iter(random_source(input_specs(before), seed=0, samples=1, free_size=512).batches(1)))
+    for level in LEVELS[1:]:
+        for one, other in zip(run(before, inputs, level)[0], run(after, inputs, level)[0], strict=True):
             assert one.tobytes() == other.tobytes()
 
 

@@ -77,7 +77,9 @@ def store(tensor: onnx.TensorProto, name: str, values: npt.NDArray[np.generic], 
     raw = tensor.HasField("raw_data") or kind != tensor.data_type
     for field in ("raw_data", *TYPED.values()):
         tensor.ClearField(field)
-    tensor.name, tensor.data_type = name, kind
+    tensor.data_type = kind
+    if tensor.name != name:  # a name that is not there is not the same as an empty one, in the file
+        tensor.name = name
     del tensor.dims[:]
     tensor.dims.extend(shape)
     if raw:
