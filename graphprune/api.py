@@ -59,7 +59,7 @@ def prune(
     Parameters
     ----------
     model : path-like, onnx.ModelProto or Model
-        Never changed.
+        Never changed. Where its weights are encoded, the dense model that they stand for is pruned.
     recipe : Recipe
         What is asked for.
     calibration : path-like, mapping, array, iterable or callable, optional
@@ -70,7 +70,7 @@ def prune(
     Returns
     -------
     model : onnx.ModelProto
-        The pruned model; the very original when there was nothing to do.
+        The pruned model, encoded where the recipe says so; the very original when there was nothing to do.
     ledger : Ledger
         What was removed, why, what was left alone and why, and how outputs and latency compare. Gates that were
         missed are in it and raise nothing.
@@ -98,7 +98,7 @@ def prune(
     analysis = analyse(original, recipe, source, watch, progress)
     found = attempt(original, analysis, recipe, source, watch)
     ledger = record.record(original, recipe, source, analysis, found, watch)
-    return found.draft.model, ledger
+    return found.result, ledger
 
 
 def inspect(

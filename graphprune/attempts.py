@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import onnx
+
 from graphprune.analysis import Analysis
 from graphprune.building import Draft, build
 from graphprune.calib.stream import Source
 from graphprune.errors import TargetError
 from graphprune.ir.cost import count_nonzero, count_weights
+from graphprune.ir.encoding.decode import decode
 from graphprune.ir.kernels import preferred_widths
 from graphprune.ir.model import Model
+from graphprune.passes.encode import encode
 from graphprune.passes.sparsify import allowed_nonzero
 from graphprune.pipeline import Decision, Verification, decide, time_again, verify
 from graphprune.recipe import Recipe
@@ -32,13 +36,18 @@ class Attempt:
     ----------
     decision : Decision
     draft : Draft
+        Its model dense, with the values that are stored.
+    result : onnx.ModelProto
+        The same, encoded where the recipe says so.
     verification : Verification
+        Of the result.
     notes : tuple of str
         What was tried before and why it was given up.
     """
 
     decision: Decision
     draft: Draft
+    result: onnx.ModelProto
     verification: Verification
     notes: tuple[str, ...] = ()
 
@@ -73,13 +82,16 @@ def _once(original: Model, analysis: Analysis, recipe: Recipe, source: Source, w
     draft = build(analysis, decision.plan, recipe, watch)
     if not draft.kept and not draft.zeroed and _reaches(original, recipe.target):
         draft = Draft(original.proto)
+    with watch.time("encode"):
+        result, encodings = encode(draft.model, recipe.encode)
+        draft = replace(draft, model=decode(result), encodings=tuple(encodings))
     with watch.time("verify"):
-        verification = verify(original, analysis, decision.plan.removed, draft.model, recipe, source)
+        verification = verify(original, analysis, decision.plan.removed, result, recipe, source)
         if verification.latency.verdict == "slower" and recipe.max_latency_ratio is None:
             # A verdict that leads to another result is asked for twice: one in some hundred is chance.
-            latency = time_again(original, analysis, decision.plan.removed, draft.model, recipe, source)
+            latency = time_again(original, analysis, decision.plan.removed, result, recipe, source)
             verification = replace(verification, latency=latency)
-    return Attempt(decision, draft, verification)
+    return Attempt(decision, draft, result, verification)
 
 
 def _is_slower(found: Attempt, recipe: Recipe) -> bool:

@@ -15,6 +15,7 @@ from graphprune.ir.layers.layer import kernel_of
 from graphprune.ir.surgery import Kept, remove
 from graphprune.ledger import LayerRecord
 from graphprune.passes import sparsify
+from graphprune.passes.encode import Encoding
 from graphprune.passes.fold import fold
 from graphprune.passes.lower import lower
 from graphprune.passes.patterns import Choice, Pattern, largest
@@ -37,12 +38,15 @@ class Draft:
         By initializer, how many of its weights were set to 0.
     repairs : tuple of LayerRecord
         What became of the layers that were solved anew.
+    encodings : tuple of Encoding
+        How weights are stored in the file; the draft's are dense.
     """
 
     model: onnx.ModelProto
     kept: Kept = field(default_factory=dict)
     zeroed: dict[str, int] = field(default_factory=dict)
     repairs: tuple[LayerRecord, ...] = ()
+    encodings: tuple[Encoding, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from graphprune import report
 from graphprune.api import as_model, inspect, prune
 from graphprune.comparison import compare
 from graphprune.errors import GraphPruneError
-from graphprune.output import check_output, write
-from graphprune.recipe import CRITERIA, SPARSIFIERS, Recipe, read_recipe
+from graphprune.ir.model import save
+from graphprune.output import check_decoded, check_output, write
+from graphprune.recipe import CRITERIA, ENCODINGS, SPARSIFIERS, Recipe, read_recipe
 from graphprune.verify.gate import Gate
 
 INTERRUPTED = 130
@@ -136,6 +137,13 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> s
 )
 @click.option("--pattern", metavar="P", help="Where zeros may be: N:M input channels, or blocks INPUTSxOUTPUTS.")
 @click.option("--no-recover", is_flag=True, help="Plain removal and zeroing: kept weights stay bit-identical.")
+@click.option(
+    "--encode",
+    default="off",
+    show_default=True,
+    metavar="E",
+    help=f"How sparse weights are stored: {', '.join(ENCODINGS)} (rounded).",
+)
 @_resize
 @_calibration
 @_custom_ops
@@ -231,6 +239,21 @@ def compare_command(
     if not quiet:
         report.print_comparison(comparison, Console(stderr=True), verbose=verbose)
     _exit_by(comparison.gates)
+
+
+@cli.command("decode")
+@click.argument("model", type=existing_file)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Default MODEL.decoded.onnx.")
+@_verbosity
+def decode_command(model: str, output: str | None, quiet: bool, verbose: bool) -> None:
+    """Write MODEL, whose weights --encode stored, with all its weights dense again."""
+    loaded = as_model(model)
+    path = check_decoded(loaded, output)
+    size = save(loaded.proto, path, external=loaded.external)
+    if not quiet:
+        if not loaded.encoded:
+            click.echo(f"{model} is not encoded: it is written as it is", err=True)
+        click.echo(f"wrote {path}: {loaded.file_bytes:,} bytes -> {size:,}", err=True)
 
 
 def _exit_by(gates: Sequence[Gate]) -> NoReturn:

@@ -183,6 +183,31 @@ class DeclinedRecord:
 
 
 @dataclass(frozen=True)
+class EncodingRecord:
+    """How one weight is stored in the file.
+
+    Attributes
+    ----------
+    tensor : str
+    form : str
+        ``"dense"``, ``"gaps"`` or ``"bitmap"``.
+    values : str
+        Type of the stored values: ``"float16"`` where they were rounded.
+    before, after : int
+        Bytes in the file, dense and as it is stored, its decoder included; constants that decoders share aside.
+    reason : str
+        Why it is dense, where another form would be smaller; else empty.
+    """
+
+    tensor: str
+    form: str
+    values: str
+    before: int
+    after: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class ResizedRecord:
     """A graph input or output that lost positions.
 
@@ -244,6 +269,8 @@ class Ledger:
         What was predicted, and what a trial showed; None where no kept weight was changed by calibration data.
     repairs : list of LayerRecord
         Layers whose weights were solved anew.
+    encodings : list of EncodingRecord
+        How the weights are stored; none where nothing was to be encoded.
     seconds : dict of str to float
         Time that each pass took.
     """
@@ -270,6 +297,7 @@ class Ledger:
     recovery: RecoveryRecord | None = None
     repairs: list[LayerRecord] = field(default_factory=list)
     resized: dict[str, ResizedRecord] = field(default_factory=dict)
+    encodings: list[EncodingRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     schema: str = SCHEMA

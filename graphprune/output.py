@@ -54,16 +54,27 @@ def check_output(
     output = source.with_name(f"{_stem(source)}.pruned.onnx") if output is None else Path(output)
     report = output.with_name(f"{_stem(output)}.json") if report is None else Path(report)
     data = data_file(real_path(output))
-    for path in (output, data, report):
-        try:
-            _check_target(path, taken)
-        except OSError as error:
-            raise RecipeError(
-                "the output cannot be written", where=str(path), why=str(error), hint="name another file"
-            ) from error
+    _check_targets((output, data, report), taken)
     if os.path.realpath(report) in (os.path.realpath(output), os.path.realpath(data)):
         raise RecipeError("model and report would be one file", where=str(output), hint="name another report")
     return output, report
+
+
+def check_decoded(model: Model, output: str | os.PathLike[str] | None) -> Path:
+    """Decide where a decoded model goes: by default to ``MODEL.decoded.onnx``.
+
+    Raises
+    ------
+    RecipeError
+        As for `check_output`.
+    """
+    source = model.path or Path()
+    if output == "" or (output is None and not source.name):
+        raise RecipeError("the output has no name", where="--output", hint="name a file")
+    output = source.with_name(f"{_stem(source)}.decoded.onnx") if output is None else Path(output)
+    taken = [path for path in (source, *model.data_files) if os.path.isfile(path)]
+    _check_targets((output, data_file(real_path(output))), taken)
+    return output
 
 
 def write(pruned: onnx.ModelProto, ledger: Ledger, original: Model, output: Path, report: Path) -> Ledger:
@@ -80,6 +91,16 @@ def write(pruned: onnx.ModelProto, ledger: Ledger, original: Model, output: Path
         ledger = replace(ledger, output=FileRecord(str(output), sha256), bytes=Change(ledger.bytes.before, size))
         report_draft.write_text(ledger.to_json(), encoding="utf-8")
     return ledger
+
+
+def _check_targets(paths: Sequence[Path], taken: Sequence[str | os.PathLike[str]]) -> None:
+    for path in paths:
+        try:
+            _check_target(path, taken)
+        except OSError as error:
+            raise RecipeError(
+                "the output cannot be written", where=str(path), why=str(error), hint="name another file"
+            ) from error
 
 
 def _check_target(path: Path, taken: Sequence[str | os.PathLike[str]]) -> None:

@@ -20,6 +20,7 @@ else:
 
 CRITERIA = ("auto", "obs", "apoz", "activation", "l1", "l2", "taylor", "random")
 SPARSIFIERS = ("admm", "obs", "wanda", "magnitude")
+ENCODINGS = ("off", "auto", "fp16")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Recipe:
         output. Anywhere by default.
     recover : bool
         Whether kept weights may change to repair what a removal did; where not, they stay bit-identical.
+    encode : str
+        One of `ENCODINGS`: how weights are stored in the file. ``"auto"`` stores sparse ones by their entries alone, to
+        the last bit the same; ``"fp16"`` rounds what it stores to float16.
     max_latency_ratio, max_drop : float or None
         Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]). `max_drop` without
         `target`, `channels` and `pattern` asks for the largest sparsity that holds it.
@@ -76,6 +80,7 @@ class Recipe:
     align: int | Literal["auto", "off"] = "auto"
     pattern: str | None = None
     recover: bool = True
+    encode: str = "off"
     max_latency_ratio: float | None = None
     max_drop: float | None = None
     allow_resize: tuple[str, ...] = ()
@@ -94,6 +99,10 @@ class Recipe:
         if self.pattern is not None and "x" in self.pattern and self.target is None:
             raise RecipeError(
                 "blocks leave open how many weights become zero", where="--pattern", hint="give --target as well"
+            )
+        if self.encode == "fp16" and not self.recover:
+            raise RecipeError(
+                "--no-recover keeps weights bit-identical, and --encode fp16 rounds them", hint="give --encode auto"
             )
         if self.structural != "auto":
             if self.target is None:
@@ -205,6 +214,7 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         '"auto", "off", or a whole number from 1 to 1024',
     ),
     "recover": (lambda value: isinstance(value, bool), "true or false"),
+    "encode": (lambda value: isinstance(value, str) and value in ENCODINGS, f"one of {', '.join(ENCODINGS)}"),
     "max_latency_ratio": (lambda value: _number(value) and 0 < value <= sys.float_info.max, "above 0"),
     "max_drop": (lambda value: _number(value) and 0 <= value <= 1, "from 0 to 1"),
     "allow_resize": (_names, "a list of names of graph inputs and outputs"),

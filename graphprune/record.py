@@ -27,6 +27,7 @@ from graphprune.ledger import (
     CalibrationRecord,
     Change,
     DeclinedRecord,
+    EncodingRecord,
     FileRecord,
     GroupRecord,
     Ledger,
@@ -90,7 +91,7 @@ def record(
     coupling, removed = analysis.coupling, decision.plan.removed
     change = resized(coupling, removed)
     shapes, shapes_after = one_sample_shapes(source), one_sample_shapes(source, change)
-    sha256, size = fingerprint(draft.model)
+    sha256, size = fingerprint(found.result)
     alone = left_alone(analysis)
     return Ledger(
         model=file_record(original),
@@ -115,6 +116,7 @@ def record(
         recovery=decision.recovery,
         repairs=list(draft.repairs),
         resized=resized_records(coupling, removed),
+        encodings=[EncodingRecord(**asdict(encoding)) for encoding in draft.encodings],
         notes=[
             *notes(source),
             *found.notes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from graphprune.api import Inspection
 from graphprune.comparison import Comparison
-from graphprune.ledger import DeclinedRecord, GroupRecord, Ledger, ReasonRecord, RecoveryRecord, finite
+from graphprune.ledger import DeclinedRecord, EncodingRecord, GroupRecord, Ledger, ReasonRecord, RecoveryRecord, finite
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate
 from graphprune.verify.latency import Latency
@@ -48,6 +49,7 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
     _say(console, _proof(ledger))
     for name, change in ledger.resized.items():
         _say(console, escape(f"resized {name}: {_shape(change.before)} -> {_shape(change.after)}"))
+    _print_encodings(ledger.encodings, console)
     _print_fidelity(ledger.fidelity, ledger.calibration.source, console)
     _print_recovery(ledger.recovery, console)
     _print_gates(ledger.gates, ledger.notes, console)
@@ -140,6 +142,22 @@ def _print_recovery(recovery: RecoveryRecord | None, console: Console) -> None:
         "on held-out samples" if recovery.held_out else "on the samples it was computed from (too few to hold any out)"
     )
     _say(console, f"{where}: error {recovery.measured_l2:.4f}, predicted {recovery.predicted_l2:.4f}{agreement}")
+
+
+def _print_encodings(encodings: Sequence[EncodingRecord], console: Console) -> None:
+    """Tell how weights are stored, and why some are not smaller."""
+    if not encodings:
+        return
+    counts = Counter(record.form for record in encodings)
+    rounded = sum(record.values == "float16" and record.after < record.before for record in encodings)
+    before, after = (sum(getattr(record, side) for record in encodings) for side in ("before", "after"))
+    _say(
+        console,
+        f"stored {counts['gaps']} weights as gaps, {counts['bitmap']} as bitmaps, {counts['dense']} dense"
+        f"{f', {rounded} as float16' if rounded else ''}: {before:,} bytes -> {after:,}",
+    )
+    for reason, count in Counter(record.reason for record in encodings if record.reason).items():
+        _say(console, escape(f"left dense: {count} weight{'s' * (count > 1)}: {reason}"))
 
 
 def _print_fidelity(fidelity: Fidelity, source: str, console: Console) -> None:

@@ -300,6 +300,8 @@ def test_a_target_outside_its_range(
         (["--target", "0.5", "--structural", "some"], "--structural"),
         (["--channels", "0.5", "--structural", "0.5"], "--structural"),
         (["--target", "0.5", "--criterion", "taste"], "--criterion"),
+        (["--target", "0.5", "--encode", "zip"], "--encode must be one of off, auto, fp16"),
+        (["--target", "0.5", "--encode", "fp16", "--no-recover"], "--encode auto"),
         (["--target", "0.5", "--runs", "1"], "--runs"),
         (["--target", "0.5", "--runs", "2.5"], "'--runs'"),
         (["--target", "0.5", "--threads", "0"], "--threads"),

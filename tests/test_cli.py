@@ -88,6 +88,7 @@ def test_every_option_reaches_the_recipe(
         "criterion": "activation",
         "sparsifier": "wanda",
         "align": 2,
+        "encode": "auto",
         "max_latency_ratio": 50.0,
         "max_drop": 1.0,
         "threads": 2,

@@ -46,6 +46,7 @@ KEYS = {
     "gates": [{"name": str, "limit": float, "value": float, "ok": bool}],
     "recovery": type(None),
     "repairs": list,
+    "encodings": list,
     "notes": list,
     "seconds": dict,
 }

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from graphprune.errors import RecipeError
-from graphprune.recipe import CRITERIA, SPARSIFIERS, Recipe, read_recipe
+from graphprune.recipe import CRITERIA, ENCODINGS, SPARSIFIERS, Recipe, read_recipe
 
 GOOD: list[dict[str, Any]] = [
     {"target": 0},
@@ -29,6 +29,8 @@ GOOD: list[dict[str, Any]] = [
     *({"target": 0.5, "criterion": criterion} for criterion in CRITERIA),
     *({"target": 0.5, "sparsifier": sparsifier} for sparsifier in SPARSIFIERS),
     *({"target": 0.5, "pattern": pattern} for pattern in ("2:4", "4:8", "1:9999", "16x1", "1x1", "8x16")),
+    *({"target": 0.5, "encode": encoding} for encoding in ENCODINGS),
+    {"target": 0.5, "encode": "auto", "recover": False},
     {"pattern": "2:4"},
     {"max_drop": 0.02},
     {"target": 0.5, "max_latency_ratio": 0.01},
@@ -43,6 +45,11 @@ GOOD: list[dict[str, Any]] = [
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "nothing is asked for"),
     ({"recover": False}, "nothing is asked for"),
+    ({"encode": "auto"}, "nothing is asked for"),
+    ({"target": 0.5, "encode": "zip"}, "--encode must be one of off, auto, fp16"),
+    ({"target": 0.5, "encode": None}, "--encode"),
+    ({"target": 0.5, "encode": True}, "--encode"),
+    ({"target": 0.5, "encode": "fp16", "recover": False}, "--no-recover"),
     ({"target": 1}, "--target"),
     ({"target": 1.0}, "--target"),
     ({"target": -0.1}, "--target"),
@@ -171,6 +178,7 @@ def test_every_field_can_be_given_in_a_file(field: str, tmp_path: Path) -> None:
         "align": 8,
         "pattern": "2:4",
         "recover": True,
+        "encode": "auto",
         "max_latency_ratio": 1.5,
         "max_drop": 0.1,
         "allow_resize": ["h_in", "h_out"],

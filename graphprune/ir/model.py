@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import external_data_helper
 
 from graphprune.errors import ModelError, RecipeError
+from graphprune.ir.encoding.decode import decode, is_encoded
 from graphprune.ir.publication import data_file, publication
 from graphprune.ir.tensors import FLOAT_TYPES, all_tensors, is_large, stored_bytes
 
@@ -28,7 +29,7 @@ class Model:
     Attributes
     ----------
     proto : onnx.ModelProto
-        The model; external data has been read into the initializers.
+        The model; external data has been read into the initializers, and encoded weights are dense again.
     path : Path or None
         The file that it was read from, None for a model made in memory.
     sha256 : str or None
@@ -39,6 +40,8 @@ class Model:
         Whether the weights came from external data files; they are then saved the same way.
     data_files : tuple of Path
         Those files.
+    encoded : bool
+        Whether weights of the file are encoded (`graphprune.passes.encode`).
     """
 
     proto: onnx.ModelProto
@@ -47,6 +50,7 @@ class Model:
     file_bytes: int
     external: bool
     data_files: tuple[Path, ...] = ()
+    encoded: bool = False
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -67,7 +71,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         When there is no such file.
     ModelError
         When the file is empty, truncated, not ONNX, refused by ``onnx.checker``, or its external data is
-        missing.
+        missing; when its weights are encoded, and damaged.
     """
     path = Path(path)
     where = str(path)
@@ -99,7 +103,8 @@ def load(path: str | os.PathLike[str]) -> Model:
         ) from error
     _check_sizes(proto, where)
     size = len(data) + sum(name.stat().st_size for name in files)
-    return Model(proto, path, hashlib.sha256(data).hexdigest(), size, bool(files), tuple(files))
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Model(decode(proto), path, sha256, size, bool(files), tuple(files), encoded=is_encoded(proto))
 
 
 def from_proto(proto: onnx.ModelProto) -> Model:
@@ -117,11 +122,11 @@ def from_proto(proto: onnx.ModelProto) -> Model:
     Raises
     ------
     ModelError
-        When ``onnx.checker`` refuses the model.
+        When ``onnx.checker`` refuses the model, or its weights are encoded and damaged.
     """
     _check(proto, "the model given")
     _check_sizes(proto, "the model given")
-    return Model(proto, None, *fingerprint(proto), external=False)
+    return Model(decode(proto), None, *fingerprint(proto), external=False, encoded=is_encoded(proto))
 
 
 def fingerprint(proto: onnx.ModelProto) -> tuple[str | None, int]:
