@@ -11,6 +11,7 @@ import onnx
 from graphprune import record
 from graphprune.analysis import analyse, source_for
 from graphprune.building import Draft, build
+from graphprune.calib.calls import one_call
 from graphprune.calib.sources import SourceLike
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
@@ -19,7 +20,7 @@ from graphprune.ledger import CalibrationRecord, DeclinedRecord, FileRecord, Gro
 from graphprune.passes import trim
 from graphprune.passes.choice import take
 from graphprune.passes.sparsify import allowed_nonzero
-from graphprune.pipeline import decide, verify
+from graphprune.pipeline import decide, demand_runnable, verify
 from graphprune.recipe import Recipe, demand_recipe
 from graphprune.watch import Stopwatch
 
@@ -94,8 +95,11 @@ def prune(
     True
     """
     demand_recipe(recipe)
+    demand_runnable(recipe)
     original = as_model(model)
     source = source_for(original, recipe, calibration)
+    if recipe.batch is not None:
+        one_call(source, recipe.batch)
     watch = Stopwatch()
     analysis = analyse(original, recipe, source, watch, progress)
     with watch.time("decide"):
