@@ -4,9 +4,9 @@
     python benchmarks/latency.py --record tests/verify/timings.npz [MODEL.onnx ...] [--pairs N]
 
 By default models/digits.onnx, and resnet20_cifar10 from ../shared/zoo where that is present. The slower model is the
-same one with a chain of small matrix products beside it, whose width is chosen until the chain takes the share asked
-for; how much it really takes is measured by all rounds together, and printed. With --record no verdict is made: timings
-of every model against itself are written, which tests/verify/test_power.py draws from.
+same one with a reduction and a product of vectors beside it, whose width is chosen until they take the share asked for;
+how much they really take is measured by all rounds together, and printed. With --record no verdict is made: timings of
+every model against itself are written, which tests/verify/test_power.py draws from.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from graphprune.verify.timing import Bench, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT / ".." / "shared" / "zoo" / "models"
-CHAIN = 3
-"""Matrix products in the chain."""
+WIDEST = 22
+"""Logarithm of the largest width, to base 2."""
 BLOCKS = 3
 """Blocks of a pair that are recorded: as many as a stage makes at most with the default --runs."""
 
@@ -92,32 +92,26 @@ def rates(path: Path, threads: int, rounds: int, slowdown: float) -> list[dict[s
 
 
 def slower(proto: onnx.ModelProto, width: int) -> onnx.ModelProto:
-    """Return the model with a chain of `CHAIN` products of a vector and a matrix of a width beside it."""
+    """Return the model with the product of its input's largest value and a vector of some width beside it."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     graph = result.graph
-    first = input_specs(proto)[0].name
-    rng = np.random.default_rng(0)
-    nodes = [helper.make_node("ReduceMax", [first], ["extra_0"], keepdims=0)]
-    nodes.append(helper.make_node("Mul", ["extra_0", "extra_row"], ["extra_1"]))
-    graph.initializer.append(numpy_helper.from_array(np.ones((1, width), np.float32), "extra_row"))
-    for step in range(CHAIN):
-        matrix = rng.normal(0, 1 / math.sqrt(width), (width, width)).astype(np.float32)
-        graph.initializer.append(numpy_helper.from_array(matrix, f"extra_w{step}"))
-        nodes.append(helper.make_node("MatMul", [f"extra_{step + 1}", f"extra_w{step}"], [f"extra_{step + 2}"]))
-    graph.node.extend(nodes)
-    graph.output.append(helper.make_tensor_value_info(nodes[-1].output[0], onnx.TensorProto.FLOAT, [1, width]))
+    graph.initializer.append(numpy_helper.from_array(np.ones(width, np.float32), "extra_vector"))
+    graph.node.append(helper.make_node("ReduceMax", [input_specs(proto)[0].name], ["extra_value"], keepdims=0))
+    graph.node.append(helper.make_node("Mul", ["extra_value", "extra_vector"], ["extra_output"]))
+    graph.output.append(helper.make_tensor_value_info("extra_output", onnx.TensorProto.FLOAT, [width]))
     return result
 
 
 def _tuned(proto: onnx.ModelProto, feeds: Feeds, threads: int, slowdown: float) -> onnx.ModelProto:
-    """Bisect the width at which the chain takes the share asked for, by long measurements."""
-    low, high = 1, 1024
-    for _ in range(9):
-        middle = (low + high) // 2
-        timings = next(Bench(proto, slower(proto, middle), (feeds, feeds), Setting(threads), runs=200).stages((1,)))
+    """Bisect the width at which the additional work takes the share asked for, by long measurements."""
+    low, high = 0.0, float(WIDEST)
+    for _ in range(10):
+        middle = (low + high) / 2
+        other = slower(proto, round(2**middle))
+        timings = Bench(proto, other, (feeds, feeds), Setting(threads), runs=200).time(4.0)
         low, high = (middle, high) if paired_ratio(timings)[0] < slowdown else (low, middle)
-    return slower(proto, high)
+    return slower(proto, round(2 ** ((low + high) / 2)))
 
 
 def record(models: list[Path], threads: list[int], pairs: int, target: str) -> None:

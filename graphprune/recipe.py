@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -66,7 +67,8 @@ class Recipe:
         Execution provider of ONNX Runtime that the latency runs and the metric use; operators that it lacks run on
         the CPU.
     runs : int
-        Latency runs of each model, from 2 to 1,000,000; up to eight times as many where they leave open which is faster.
+        Latency runs of each model, from 2 to 1,000,000; up to eight times as many where they leave open which model is
+        faster.
     seed : int
         Of everything random, at least 0.
 
@@ -202,6 +204,13 @@ def _number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -236,9 +245,9 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "N:M with 0 < N < M (2:4), or INPUTSxOUTPUTS of a block (16x1)",
     ),
     "recover": (lambda value: isinstance(value, bool), "true or false"),
-    "max_latency_ratio": (lambda value: _number(value) and 0 < value <= sys.float_info.max, "above 0"),
-    "max_drop": (lambda value: _number(value) and 0 <= value <= sys.float_info.max, "from 0 to 1"),
-    "min_speedup": (lambda value: _number(value) and 0 < value <= sys.float_info.max, "above 0"),
+    "max_latency_ratio": (lambda value: _number(value) and value > 0 and _finite(value), "above 0"),
+    "max_drop": (lambda value: _number(value) and value >= 0 and _finite(value), "a number, at least 0"),
+    "min_speedup": (lambda value: _number(value) and value > 0 and _finite(value), "above 0"),
     "metric": (lambda value: isinstance(value, str) and is_reference(value), "module:function"),
     "allow_resize": (_names, "a list of names of graph inputs and outputs"),
     "custom_ops": (_names, "a list of paths of shared libraries"),

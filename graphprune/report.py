@@ -14,7 +14,7 @@ from rich.table import Table
 
 from graphprune.api import Inspection
 from graphprune.comparison import Comparison
-from graphprune.figures import comparison_rows, ledger_rows
+from graphprune.figures import comparison_rows, gate_text, ledger_rows
 from graphprune.ledger import DeclinedRecord, GroupRecord, Ledger, ReasonRecord, RecoveryRecord, finite
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate
@@ -131,7 +131,7 @@ def _print_fidelity(fidelity: Fidelity, source: str, console: Console) -> None:
 def _print_gates(gates: Iterable[Gate], notes: Iterable[str], console: Console) -> None:
     for gate in gates:
         word = "[green]held[/green]" if gate.ok else "[red]MISSED[/red]"
-        _say(console, f"gate {gate.name}: {gate.value:.6g} against {gate.limit:g}: {word}")
+        _say(console, f"gate {gate.name}: {gate_text(gate)}: {word}")
     for note in notes:
         _say(console, escape(note))
 
