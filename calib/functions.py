@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from graphprune.calib.chunks import Chunk, check_chunk
 from graphprune.calib.specs import InputSpec
 from graphprune.errors import CalibrationError
-
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-def is_reference(text: str) -> bool:
-    """Whether a text has the form ``module:function``."""
-    return _REFERENCE.fullmatch(text) is not None
+from graphprune.imports import import_function
 
 
-def import_function(reference: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
-    """Import ``module:function``; the module may lie in the working folder.
+def import_source(reference: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
+    """Import the calibration function ``module:function``; the module may lie in the working folder.
 
     Raises
     ------
     CalibrationError
         When the module cannot be imported or holds no such function.
     """
-    module_name, _, name = reference.partition(":")
-    # A console script does not look into the working folder, where users keep such a module.
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # the user's module runs here, and may fail in any way
-        raise CalibrationError(
-            "the calibration function cannot be imported",
-            where=reference,
-            why=f"{type(error).__name__}: {error}",
-            hint="give module:function; the module must be installed or lie in the working folder",
-        ) from error
-    if not callable(function):
-        raise CalibrationError(
-            "the calibration function is not a function",
-            where=reference,
-            why=f"it is a {type(function).__name__}",
-            hint="give a function without arguments that yields dictionaries of arrays",
-        )
-    return function  # type: ignore[no-any-return]
+    use = "give a function without arguments that yields dictionaries of arrays"
+    return import_function(reference, "calibration function", CalibrationError, use)
 
 
 def mapping_chunks(

@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 
 from graphprune.calib.chunks import Chunk, check_chunk
 from graphprune.calib.files import read_arrays, single_array
-from graphprune.calib.functions import import_function, is_reference, mapping_chunks
+from graphprune.calib.functions import import_source, mapping_chunks
 from graphprune.calib.images import SUFFIXES, ImagePreprocessing, image_chunks, read_preprocessing
 from graphprune.calib.specs import Array, InputSpec, input_specs
 from graphprune.calib.stream import Source
 from graphprune.calib.synthetic import random_source
 from graphprune.errors import CalibrationError, RecipeError
+from graphprune.imports import is_reference
 
 __all__ = ["ImagePreprocessing", "InputSpec", "Source", "SourceLike", "input_specs", "open_source", "random_source"]
 
@@ -106,7 +107,7 @@ def _from_path(path: str, specs: tuple[InputSpec, ...], preprocessing: ImagePrep
     if os.path.exists(path):
         return _from_arrays(read_arrays(Path(path), specs), specs, path)
     if is_reference(path):
-        return _from_function(import_function(path), specs, path)
+        return _from_function(import_source(path), specs, path)
     raise RecipeError(
         "the calibration data does not exist",
         where=path,

@@ -11,6 +11,7 @@ import onnx
 from graphprune import record
 from graphprune.analysis import analyse, source_for
 from graphprune.attempts import attempt
+from graphprune.calib.calls import one_call
 from graphprune.calib.sources import SourceLike
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs
@@ -18,6 +19,7 @@ from graphprune.ir.model import Model, from_proto, load
 from graphprune.ledger import CalibrationRecord, DeclinedRecord, FileRecord, GroupRecord, Ledger, ReasonRecord
 from graphprune.passes import trim
 from graphprune.passes.choice import take
+from graphprune.pipeline import demand_runnable
 from graphprune.recipe import Recipe, demand_recipe
 from graphprune.watch import Stopwatch
 
@@ -92,8 +94,11 @@ def prune(
     True
     """
     demand_recipe(recipe)
+    demand_runnable(recipe)
     original = as_model(model)
     source = source_for(original, recipe, calibration)
+    if recipe.batch is not None:
+        one_call(source, recipe.batch)
     watch = Stopwatch()
     analysis = analyse(original, recipe, source, watch, progress)
     found = attempt(original, analysis, recipe, source, watch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -14,10 +15,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 import graphprune
-from graphprune import report
+from graphprune import options, report
 from graphprune.api import as_model, inspect, prune
-from graphprune.comparison import compare
+from graphprune.ci import STEP_SUMMARY, Files
+from graphprune.comparison import check, compare
 from graphprune.errors import GraphPruneError
+from graphprune.figures import gate_text
 from graphprune.ir.model import save
 from graphprune.output import check_decoded, check_output, write
 from graphprune.recipe import CRITERIA, ENCODINGS, SPARSIFIERS, Recipe, read_recipe
@@ -27,8 +30,6 @@ INTERRUPTED = 130
 DEFECT = 3
 PATIENCE = 2.0
 """Seconds before a progress bar appears."""
-
-existing_file = click.Path(exists=True, dir_okay=False)
 
 
 class DefaultGroup(click.Group):
@@ -53,47 +54,6 @@ def cli() -> None:
     """
 
 
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-_calibration = click.option(
-    "--calib", metavar="PATH", help="Calibration inputs: .npz, .npy, a folder, or module:function."
-)
-_resize = click.option(
-    "--allow-resize",
-    multiple=True,
-    metavar="NAME",
-    help="Graph input or output that may lose positions; IN=OUT for a state that is fed back. Repeatable.",
-)
-_custom_ops = click.option(
-    "--custom-ops",
-    type=existing_file,
-    multiple=True,
-    metavar="LIBRARY",
-    help="Shared library of ONNX Runtime custom operators. Repeatable.",
-)
-_seed = click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
-_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
-_verbosity = _options(
-    click.option("-q", "--quiet", is_flag=True, help="No table and no progress bar."),
-    click.option("-v", "--verbose", is_flag=True, help="More detail, and a traceback with an error."),
-)
-_latency = _options(
-    click.option("--threads", type=int, default=1, show_default=True, help="Threads of the latency runs."),
-    click.option("--runs", type=int, default=50, show_default=True, help="Latency runs of each model."),
-)
-_gates = _options(
-    click.option("--max-latency-ratio", type=float, metavar="R", help="Exit 1 if latency after / before is above R."),
-    click.option("--max-drop", type=float, metavar="D", help="Exit 1 if the share of changed answers is above D."),
-)
-
-
 def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> str | None:
     if value is not None:
         given = read_recipe(value)
@@ -104,7 +64,7 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> s
 
 
 @cli.command("prune")
-@click.argument("model", type=existing_file)
+@click.argument("model", type=options.existing_file)
 @click.option("--target", type=float, metavar="T", help="Fraction of all float weights that must be gone, 0 <= T < 1.")
 @click.option("--channels", type=float, metavar="F", help="Remove this fraction of every group's units.")
 @click.option(
@@ -144,30 +104,33 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> s
     metavar="E",
     help=f"How sparse weights are stored: {', '.join(ENCODINGS)} (rounded).",
 )
-@_resize
-@_calibration
-@_custom_ops
+@options.resize
+@options.calibration
+@options.custom_ops
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Default MODEL.pruned.onnx.")
 @click.option("--report", "report_path", type=click.Path(dir_okay=False), help="Ledger; default MODEL.pruned.json.")
 @click.option(
     "--recipe",
     "recipe_path",
-    type=existing_file,
+    type=options.existing_file,
     is_eager=True,
     callback=_load_recipe,
     help="TOML file with defaults for these options.",
 )
-@_gates
-@_latency
-@_seed
-@_json
-@_verbosity
+@options.gates
+@options.ci
+@options.latency
+@options.seed
+@options.json
+@options.verbosity
 def prune_command(
     model: str,
     calib: str | None,
     output: str | None,
     report_path: str | None,
     recipe_path: str | None,
+    junit: str | None,
+    summary: str | None,
     as_json: bool,
     quiet: bool,
     **given: Any,
@@ -181,10 +144,13 @@ def prune_command(
         **given,
     )
     loaded = as_model(model)
-    paths = check_output(loaded, output, report_path, [path for path in (calib, recipe_path) if path])
-    with _progress(quiet) as progress:
+    inputs = [path for path in (calib, recipe_path) if path]
+    paths = check_output(loaded, output, report_path, inputs)
+    files = Files(f"graphprune {model}", junit, summary, [model, *loaded.data_files, *inputs, *paths])
+    with files.errors(), _progress(quiet) as progress:
         pruned, ledger = prune(loaded, recipe, calib, progress=progress)
-    ledger = write(pruned, ledger, loaded, *paths)
+        ledger = write(pruned, ledger, loaded, *paths)
+    files.write(ledger)
     if as_json:
         click.echo(ledger.to_json(), nl=False)
     if not quiet:
@@ -193,9 +159,9 @@ def prune_command(
 
 
 @cli.command("inspect")
-@click.argument("model", type=existing_file)
-@_calibration
-@_custom_ops
+@click.argument("model", type=options.existing_file)
+@options.calibration
+@options.custom_ops
 @click.option(
     "--criterion",
     default="auto",
@@ -203,10 +169,10 @@ def prune_command(
     metavar="C",
     help=f"What orders the units that go: {', '.join(CRITERIA)}.",
 )
-@_resize
-@_seed
-@_json
-@_verbosity
+@options.resize
+@options.seed
+@options.json
+@options.verbosity
 def inspect_command(model: str, calib: str | None, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     """Show MODEL's groups and their scores, and what is frozen and why; change nothing."""
     recipe = Recipe(target=0.0, recover=False, **given)
@@ -219,15 +185,15 @@ def inspect_command(model: str, calib: str | None, as_json: bool, quiet: bool, v
 
 
 @cli.command("compare")
-@click.argument("before", type=existing_file)
-@click.argument("after", type=existing_file)
-@_calibration
-@_custom_ops
-@_gates
-@_latency
-@_seed
-@_json
-@_verbosity
+@click.argument("before", type=options.existing_file)
+@click.argument("after", type=options.existing_file)
+@options.calibration
+@options.custom_ops
+@options.gates
+@options.latency
+@options.seed
+@options.json
+@options.verbosity
 def compare_command(
     before: str, after: str, calib: str | None, as_json: bool, quiet: bool, verbose: bool, **given: Any
 ) -> None:
@@ -242,9 +208,9 @@ def compare_command(
 
 
 @cli.command("decode")
-@click.argument("model", type=existing_file)
+@click.argument("model", type=options.existing_file)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Default MODEL.decoded.onnx.")
-@_verbosity
+@options.verbosity
 def decode_command(model: str, output: str | None, quiet: bool, verbose: bool) -> None:
     """Write MODEL, whose weights --encode stored, with all its weights dense again."""
     loaded = as_model(model)
@@ -256,11 +222,51 @@ def decode_command(model: str, output: str | None, quiet: bool, verbose: bool) -
         click.echo(f"wrote {path}: {loaded.file_bytes:,} bytes -> {size:,}", err=True)
 
 
+@cli.command("check")
+@click.argument("before", type=options.existing_file)
+@click.argument("after", type=options.existing_file)
+@options.calibration
+@options.custom_ops
+@options.gates
+@options.ci
+@options.latency
+@options.seed
+@options.json
+@options.verbosity
+def check_command(
+    before: str,
+    after: str,
+    calib: str | None,
+    junit: str | None,
+    summary: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **given: Any,
+) -> None:
+    """Gate AFTER against BEFORE: exit 1 when a limit is missed, or, where none is given, when AFTER is slower.
+
+    In a GitHub workflow the summary goes to the step's own ($GITHUB_STEP_SUMMARY) where --summary names no other file.
+    """
+    summary = summary or os.environ.get(STEP_SUMMARY) or None
+    files = Files(
+        f"graphprune check {before} {after}", junit, summary, [path for path in (before, after, calib) if path]
+    )
+    with files.errors():
+        found = check(as_model(before), as_model(after), Recipe(target=0.0, **given), calib)
+    files.write(found)
+    if as_json:
+        click.echo(report.to_json(found), nl=False)
+    if not quiet:
+        report.print_comparison(found, Console(stderr=True), verbose=verbose)
+    _exit_by(found.gates)
+
+
 def _exit_by(gates: Sequence[Gate]) -> NoReturn:
     """Exit with 1 when a gate was missed, and say so even where nothing else is printed."""
     missed = [gate for gate in gates if not gate.ok]
     for gate in missed:
-        click.echo(f"error: gate {gate.name} was missed: {gate.value:.6g}, and the limit is {gate.limit:g}", err=True)
+        click.echo(f"error: gate {gate.name} was missed: {gate_text(gate)} does not hold", err=True)
     sys.exit(1 if missed else 0)
 
 

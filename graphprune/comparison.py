@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphprune import record
 from graphprune.analysis import source_for
+from graphprune.calib.calls import one_call
 from graphprune.calib.sources import InputSpec, SourceLike, input_specs
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.model import Model
 from graphprune.ledger import Change, FileRecord
 from graphprune.passes.canonicalize import canonicalize
-from graphprune.pipeline import compare_runs
+from graphprune.pipeline import compare_runs, demand_runnable, metric_of
 from graphprune.recipe import Recipe, demand_recipe
 from graphprune.verify.fidelity import Fidelity
-from graphprune.verify.gate import Gate, check_gates
+from graphprune.verify.gate import Gate, check_gates, finite_outputs, not_slower
 from graphprune.verify.latency import Latency
+from graphprune.verify.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Comparison:
     ----------
     nonzero : Change
         Weights that are not 0.
+    metric : Metric or None
+        What the user's own metric gave for both, where one was named.
     """
 
     before: FileRecord
@@ -40,6 +44,7 @@ class Comparison:
     fidelity: Fidelity
     gates: list[Gate]
     notes: list[str]
+    metric: Metric | None = None
 
     @property
     def ok(self) -> bool:
@@ -54,7 +59,7 @@ def compare(before: Model, after: Model, recipe: Recipe, calibration: SourceLike
     ----------
     before, after : Model
     recipe : Recipe
-        Its gates, threads, runs and seed are used.
+        Its gates, metric, custom operators, threads, batch, provider, runs and seed are used.
     calibration
         As for `prune`.
 
@@ -68,14 +73,16 @@ def compare(before: Model, after: Model, recipe: Recipe, calibration: SourceLike
         When the request, a model or the calibration data cannot be used; also when the models' inputs differ.
     """
     demand_recipe(recipe)
+    demand_runnable(recipe)
     specs = input_specs(before.proto)
     _demand_same_inputs(specs, input_specs(after.proto))
     source = source_for(before, recipe, calibration)
-    feeds = next(iter(source.subset(1).batches(1)))
+    feeds = one_call(source, recipe.batch)
     shapes = record.one_sample_shapes(source)
     models = before.path or before.proto, after.path or after.proto
     fidelity, latency = compare_runs(*models, feeds, recipe, source)
-    limits = {"max_latency_ratio": recipe.max_latency_ratio, "max_drop": recipe.max_drop}
+    metric = metric_of(*models, recipe)
+    limits = {name: getattr(recipe, name) for name in ("max_latency_ratio", "min_speedup", "max_drop")}
     return Comparison(
         before=record.file_record(before),
         after=record.file_record(after),
@@ -85,9 +92,33 @@ def compare(before: Model, after: Model, recipe: Recipe, calibration: SourceLike
         bytes=Change(before.file_bytes, after.file_bytes),
         latency=latency,
         fidelity=fidelity,
-        gates=list(check_gates(latency=latency, fidelity=fidelity, **limits)),
+        gates=list(check_gates(latency=latency, fidelity=fidelity, metric=metric, **limits)),
         notes=record.notes(source),
+        metric=metric,
     )
+
+
+def check(before: Model, after: Model, recipe: Recipe, calibration: SourceLike = None) -> Comparison:
+    """Compare two models, and gate the second: by the recipe's limits, or where it sets none by not being slower.
+
+    Parameters
+    ----------
+    before, after, recipe, calibration
+        As for `compare`.
+
+    Returns
+    -------
+    Comparison
+        With one gate at least; values that are NaN or infinite in the outputs of ``after`` alone miss one of their own.
+
+    Raises
+    ------
+    RecipeError, ModelError, CalibrationError
+        As `compare`.
+    """
+    found = compare(before, after, recipe, calibration)
+    gates = found.gates or [not_slower(found.latency)]
+    return replace(found, gates=[*gates, *finite_outputs(found.fidelity)])
 
 
 def _demand_same_inputs(before: Sequence[InputSpec], after: Sequence[InputSpec]) -> None:

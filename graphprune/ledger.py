@@ -13,6 +13,7 @@ from graphprune.verify.equivalence import Proof
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate
 from graphprune.verify.latency import Latency
+from graphprune.verify.metric import Metric
 
 SCHEMA = "graphprune.ledger/1"
 
@@ -265,6 +266,8 @@ class Ledger:
         Every axis left alone, and why; the largest share first.
     reasons : list of ReasonRecord
         The same, grouped.
+    metric : Metric or None
+        What the user's own metric gave for both models, where one was named.
     recovery : RecoveryRecord or None
         What was predicted, and what a trial showed; None where no kept weight was changed by calibration data.
     repairs : list of LayerRecord
@@ -294,6 +297,7 @@ class Ledger:
     equivalence: Proof
     fidelity: Fidelity
     gates: list[Gate]
+    metric: Metric | None = None
     recovery: RecoveryRecord | None = None
     repairs: list[LayerRecord] = field(default_factory=list)
     resized: dict[str, ResizedRecord] = field(default_factory=dict)

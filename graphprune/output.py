@@ -54,7 +54,8 @@ def check_output(
     output = source.with_name(f"{_stem(source)}.pruned.onnx") if output is None else Path(output)
     report = output.with_name(f"{_stem(output)}.json") if report is None else Path(report)
     data = data_file(real_path(output))
-    _check_targets((output, data, report), taken)
+    for path in (output, data, report):
+        check_target(path, taken)
     if os.path.realpath(report) in (os.path.realpath(output), os.path.realpath(data)):
         raise RecipeError("model and report would be one file", where=str(output), hint="name another report")
     return output, report
@@ -73,7 +74,8 @@ def check_decoded(model: Model, output: str | os.PathLike[str] | None) -> Path:
         raise RecipeError("the output has no name", where="--output", hint="name a file")
     output = source.with_name(f"{_stem(source)}.decoded.onnx") if output is None else Path(output)
     taken = [path for path in (source, *model.data_files) if os.path.isfile(path)]
-    _check_targets((output, data_file(real_path(output))), taken)
+    for path in (output, data_file(real_path(output))):
+        check_target(path, taken)
     return output
 
 
@@ -93,18 +95,23 @@ def write(pruned: onnx.ModelProto, ledger: Ledger, original: Model, output: Path
     return ledger
 
 
-def _check_targets(paths: Sequence[Path], taken: Sequence[str | os.PathLike[str]]) -> None:
-    for path in paths:
-        try:
-            _check_target(path, taken)
-        except OSError as error:
-            raise RecipeError(
-                "the output cannot be written", where=str(path), why=str(error), hint="name another file"
-            ) from error
+def check_target(path: Path, taken: Sequence[str | os.PathLike[str]]) -> None:
+    """Demand that a file can be written to a place, and that it is none of the files taken.
+
+    Raises
+    ------
+    RecipeError
+        When it cannot, or is one of them.
+    """
+    try:
+        _check_target(path, taken)
+    except OSError as error:
+        raise RecipeError(
+            "the output cannot be written", where=str(path), why=str(error), hint="name another file"
+        ) from error
 
 
 def _check_target(path: Path, taken: Sequence[str | os.PathLike[str]]) -> None:
-    """Refuse a place that no file can be written to, or that is one of the files taken."""
     target = real_path(path)
     if not target.parent.is_dir():
         raise RecipeError("the output folder does not exist", where=str(target.parent), hint="create it first")

@@ -10,6 +10,7 @@ import onnx
 
 from graphprune.analysis import BATCH_SIZE, Analysis
 from graphprune.building import build
+from graphprune.calib.calls import one_call
 from graphprune.calib.pairs import Track
 from graphprune.calib.stream import Source
 from graphprune.errors import RecipeError, TargetError
@@ -17,7 +18,7 @@ from graphprune.ir.coupling.resizing import SAME, Resized, resized
 from graphprune.ir.coupling.units import BoolArray
 from graphprune.ir.kernels import widths
 from graphprune.ir.model import Model
-from graphprune.ir.session import Feeds, ModelLike
+from graphprune.ir.session import Feeds, ModelLike, demand_provider
 from graphprune.ir.surgery import remove
 from graphprune.ledger import RecoveryRecord
 from graphprune.passes import trim
@@ -28,6 +29,7 @@ from graphprune.verify.equivalence import Proof, check_equivalence
 from graphprune.verify.fidelity import Fidelity, compare_outputs
 from graphprune.verify.gate import drop
 from graphprune.verify.latency import Latency, compare_latency
+from graphprune.verify.metric import Metric, compare_metric, load_metric
 from graphprune.watch import Stopwatch
 
 FIDELITY_SAMPLES = 256
@@ -56,6 +58,7 @@ class Verification:
     equivalence: Proof
     fidelity: Fidelity
     latency: Latency
+    metric: Metric | None = None
 
 
 class Trials:
@@ -101,6 +104,19 @@ class Trials:
             agreement=fidelity.top1_agreement,
             drop=max(drop(fidelity), drop(whole)),  # few held-out answers show no small drop
         )
+
+
+def demand_runnable(recipe: Recipe) -> None:
+    """Demand that the provider is installed and the metric is there, before any work is done.
+
+    Raises
+    ------
+    RecipeError
+        When they are not.
+    """
+    demand_provider(recipe.provider)
+    if recipe.metric is not None:
+        load_metric(recipe.metric)
 
 
 def decide(original: Model, analysis: Analysis, recipe: Recipe, source: Source) -> Decision:
@@ -202,21 +218,29 @@ def verify(
     EquivalenceError
         When the trimmed model does not equal the masked original.
     """
-    feeds: Feeds = next(iter(source.subset(1).batches(1)))
+    feeds: Feeds = one_call(source, recipe.batch)
     before = original.path or original.proto
     # The weights are changed by later passes in place, so the removal is made again for the proof.
     trimmed, _ = remove(analysis.coupling, removed)
     batch = next(iter(source.batches(BATCH_SIZE)))
     equivalence = check_equivalence(analysis.coupling, removed, trimmed, batch, custom_ops=recipe.custom_ops)
     change = resized(analysis.coupling, removed)
-    return Verification(equivalence, *compare_runs(before, result, feeds, recipe, source, change))
+    runs = compare_runs(before, result, feeds, recipe, source, change)
+    return Verification(equivalence, *runs, metric_of(before, result, recipe))
+
+
+def metric_of(before: ModelLike, after: ModelLike, recipe: Recipe) -> Metric | None:
+    """Call the metric that the recipe names, if any, for both models."""
+    if recipe.metric is None:
+        return None
+    return compare_metric(recipe.metric, before, after, custom_ops=recipe.custom_ops, provider=recipe.provider)
 
 
 def time_again(
     original: Model, analysis: Analysis, removed: BoolArray, result: onnx.ModelProto, recipe: Recipe, source: Source
 ) -> Latency:
     """Time both models once more, with enough runs for a verdict that is acted on."""
-    feeds: Feeds = next(iter(source.subset(1).batches(1)))
+    feeds: Feeds = one_call(source, recipe.batch)
     longer = replace(recipe, runs=max(recipe.runs, ENOUGH_RUNS))
     return _latency(original.path or original.proto, result, feeds, longer, resized(analysis.coupling, removed))
 
@@ -237,6 +261,8 @@ def _latency(before: ModelLike, after: ModelLike, feeds: Feeds, recipe: Recipe, 
         feeds,
         change=change,
         threads=recipe.threads,
+        batch=recipe.batch,
+        provider=recipe.provider,
         custom_ops=recipe.custom_ops,
         runs=recipe.runs,
         seed=recipe.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphprune.errors import RecipeError
+from graphprune.imports import is_reference
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,6 +56,11 @@ class Recipe:
     max_latency_ratio, max_drop : float or None
         Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]). `max_drop` without
         `target`, `channels` and `pattern` asks for the largest sparsity that holds it.
+    min_speedup : float or None
+        Gate on latency before over after (above 0): 1.2 asks for a model that is 1.2 times as fast.
+    metric : str or None
+        ``module:function`` that takes an ``onnxruntime.InferenceSession`` and returns a number, the higher the better.
+        The gate `max_drop` is then on the metric before minus after, and may be above 1.
     allow_resize : tuple of str
         Graph inputs and outputs that may lose positions; all others keep their shapes. ``IN=OUT`` frees a state, an
         input that the caller feeds back from an output: both lose the same positions.
@@ -61,8 +68,14 @@ class Recipe:
         Shared libraries of ONNX Runtime custom operators, by path; every session registers them.
     threads : int
         Threads of the latency runs, from 1 to 1024.
+    batch : int or None
+        Samples in one call of the latency runs, from 1 to 65,536; where not given one, or what the model fixes.
+    provider : str
+        Execution provider of ONNX Runtime that the latency runs and the metric use; operators that it lacks run on
+        the CPU.
     runs : int
-        Latency runs of each model, from 2 to 1,000,000.
+        Latency runs of each model, from 2 to 1,000,000; up to eight times as many where they leave open which model is
+        faster.
     seed : int
         Of everything random, at least 0.
 
@@ -83,9 +96,13 @@ class Recipe:
     encode: str = "off"
     max_latency_ratio: float | None = None
     max_drop: float | None = None
+    min_speedup: float | None = None
+    metric: str | None = None
     allow_resize: tuple[str, ...] = ()
     custom_ops: tuple[str, ...] = ()
     threads: int = 1
+    batch: int | None = None
+    provider: str = "CPUExecutionProvider"
     runs: int = 50
     seed: int = 0
 
@@ -96,6 +113,7 @@ class Recipe:
             value = getattr(self, field.name)
             _demand(field.name, value)
             object.__setattr__(self, field.name, _plain(value))
+        self._demand_drop()
         if self.pattern is not None and "x" in self.pattern and self.target is None:
             raise RecipeError(
                 "blocks leave open how many weights become zero", where="--pattern", hint="give --target as well"
@@ -109,6 +127,29 @@ class Recipe:
                 raise RecipeError("--structural is a share of --target", hint="give --target as well")
             if self.channels is not None:
                 raise RecipeError("--structural and --channels both say how much to remove", hint="give one of them")
+
+    @property
+    def searches(self) -> bool:
+        """Whether `max_drop` alone is asked for: the largest sparsity that holds it."""
+        return self.max_drop is not None and self.target is None and self.channels is None and self.pattern is None
+
+    def _demand_drop(self) -> None:
+        """Demand that the largest drop is in the units of what it is on."""
+        if self.max_drop is None or self.max_drop <= 1:
+            return
+        if self.metric is None:
+            raise RecipeError(
+                f"--max-drop must be from 0 to 1, not {self.max_drop!r}",
+                where="--max-drop",
+                why="it is a share of answers",
+                hint="give the --metric that it is a drop of, or a share",
+            )
+        if self.searches:
+            raise RecipeError(
+                f"--max-drop alone looks for the most sparsity by answers changed, and {self.max_drop!r} is no share",
+                where="--max-drop",
+                hint="give --target, --channels or --pattern as well; the metric then decides the gate",
+            )
 
 
 def demand_recipe(recipe: object) -> None:
@@ -176,6 +217,13 @@ def _number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -215,16 +263,23 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "recover": (lambda value: isinstance(value, bool), "true or false"),
     "encode": (lambda value: isinstance(value, str) and value in ENCODINGS, f"one of {', '.join(ENCODINGS)}"),
-    "max_latency_ratio": (lambda value: _number(value) and 0 < value <= sys.float_info.max, "above 0"),
-    "max_drop": (lambda value: _number(value) and 0 <= value <= 1, "from 0 to 1"),
+    "max_latency_ratio": (lambda value: _number(value) and value > 0 and _finite(value), "above 0"),
+    "max_drop": (lambda value: _number(value) and value >= 0 and _finite(value), "a number, at least 0"),
+    "min_speedup": (lambda value: _number(value) and value > 0 and _finite(value), "above 0"),
+    "metric": (lambda value: isinstance(value, str) and is_reference(value), "module:function"),
     "allow_resize": (_names, "a list of names of graph inputs and outputs"),
     "custom_ops": (_names, "a list of paths of shared libraries"),
     "threads": (lambda value: _whole(value) and 1 <= value <= 1024, "a whole number from 1 to 1024"),
+    "batch": (lambda value: _whole(value) and 1 <= value <= 65_536, "a whole number from 1 to 65536"),
+    "provider": (
+        lambda value: isinstance(value, str) and bool(value),
+        "the name of an execution provider of ONNX Runtime, such as CUDAExecutionProvider",
+    ),
     "runs": (lambda value: _whole(value) and 2 <= value <= 1_000_000, "a whole number from 2 to 1000000"),
     "seed": (lambda value: _whole(value) and value >= 0, "a whole number, at least 0"),
 }
 
-_OPTIONAL = ("target", "channels", "pattern", "max_latency_ratio", "max_drop")
+_OPTIONAL = ("target", "channels", "pattern", "max_latency_ratio", "max_drop", "min_speedup", "metric", "batch")
 
 
 def _demand(name: str, value: Any) -> None:

@@ -41,7 +41,7 @@ from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.choice import CROSSING, queues
 from graphprune.pipeline import Verification
 from graphprune.recipe import Recipe
-from graphprune.verify.gate import Gate, check_gates
+from graphprune.verify.gate import Gate, at_least, check_gates, finite_outputs, not_slower
 from graphprune.watch import Stopwatch
 
 NOT_REAL = (
@@ -59,6 +59,10 @@ UNLIKE = (
 UNPROVEN = (
     "the proof says nothing of {outputs}: on the calibration data it ran on, all values of such an output are the same "
     "up to rounding; give data that the model responds to (--calib)"
+)
+TWO_DROPS = (
+    "the sparsity was looked for without labels, by the answers that change; the gate max-drop is on {metric} of the "
+    "result"
 )
 AGREEMENT, ERROR = 0.5, 0.7
 """Share of the original's answers below which, and where there are none relative error above which, a result is called
@@ -113,6 +117,7 @@ def record(
         equivalence=verification.equivalence,
         fidelity=verification.fidelity,
         gates=gates_of(recipe, weights, verification, decision.recovery),
+        metric=verification.metric,
         recovery=decision.recovery,
         repairs=list(draft.repairs),
         resized=resized_records(coupling, removed),
@@ -125,6 +130,7 @@ def record(
             *_useless(decision.recovery, verification),
             *_unproven(removed, verification),
             *_unlike(coupling, change, recipe),
+            *_two_drops(recipe),
         ],
         seconds={name: round(value, 4) for name, value in watch.seconds.items()},
     )
@@ -156,19 +162,18 @@ def gates_of(
     """
     gates = check_gates(
         max_latency_ratio=recipe.max_latency_ratio,
+        min_speedup=recipe.min_speedup,
         latency=verification.latency,
         max_drop=recipe.max_drop,
         fidelity=verification.fidelity,
         held_out=None if recovery is None else recovery.drop,
+        metric=verification.metric,
     )
     latency = verification.latency
     if recipe.max_latency_ratio is None and latency.verdict == "slower":
-        gates = (*gates, Gate("not-slower", 1.0, latency.ratio, ok=False))
-    if verification.fidelity.nonfinite:
-        gates = (*gates, Gate("nonfinite-outputs", 0, verification.fidelity.nonfinite, ok=False))
-    if recipe.target is None:
-        return list(gates)
-    return [Gate("target", recipe.target, weights.sparsity, weights.sparsity >= recipe.target), *gates]
+        gates = (*gates, not_slower(latency))
+    reached = [] if recipe.target is None else [at_least("target", recipe.target, weights.sparsity)]
+    return [*reached, *gates, *finite_outputs(verification.fidelity)]
 
 
 def _versions() -> dict[str, str]:
@@ -287,6 +292,11 @@ def _held_back(analysis: Analysis, removed: BoolArray, recipe: Recipe) -> list[s
     steps = trim.by_threshold(analysis.coupling, analysis.scores)
     named, gone = sum(len(step.units) for step in steps), int(removed.sum())
     return [HELD_BACK.format(named=named, removed=gone)] if gone < named else []
+
+
+def _two_drops(recipe: Recipe) -> list[str]:
+    """Say what decided what, where ``--max-drop`` alone is given with a metric."""
+    return [TWO_DROPS.format(metric=recipe.metric)] if recipe.searches and recipe.metric is not None else []
 
 
 def _useless(recovery: RecoveryRecord | None, verification: Verification) -> list[str]:

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from graphprune.api import Inspection
 from graphprune.comparison import Comparison
+from graphprune.figures import comparison_rows, gate_text, ledger_rows
 from graphprune.ledger import DeclinedRecord, EncodingRecord, GroupRecord, Ledger, ReasonRecord, RecoveryRecord, finite
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate
-from graphprune.verify.latency import Latency
 
 SHOWN = 3
 """How many names of a long list are printed."""
@@ -33,11 +33,8 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
     """Print one table before and after, the gates, and where the files are."""
     weights = ledger.weights
     table = _table("", "before", "after", "change")
-    _row(table, "weights", weights.before, weights.after)
-    _row(table, "nonzero weights", weights.nonzero_before, weights.nonzero)
-    _row(table, "MACs", ledger.macs.before, ledger.macs.after)
-    _row(table, "bytes", ledger.bytes.before, ledger.bytes.after)
-    _latency_row(table, ledger.latency)
+    for row in ledger_rows(ledger):
+        table.add_row(*map(escape, row))
     console.print(table)
     units = sum(group.size for group in ledger.groups)
     removed = sum(len(group.removed) for group in ledger.groups)
@@ -79,11 +76,8 @@ def print_inspection(inspection: Inspection, console: Console, *, verbose: bool 
 def print_comparison(comparison: Comparison, console: Console, *, verbose: bool = False) -> None:
     """Print both models beside each other."""
     table = _table("", "before", "after", "change")
-    _row(table, "weights", comparison.weights.before, comparison.weights.after)
-    _row(table, "nonzero weights", comparison.nonzero.before, comparison.nonzero.after)
-    _row(table, "MACs", comparison.macs.before, comparison.macs.after)
-    _row(table, "bytes", comparison.bytes.before, comparison.bytes.after)
-    _latency_row(table, comparison.latency)
+    for row in comparison_rows(comparison):
+        table.add_row(*map(escape, row))
     console.print(table)
     _print_fidelity(comparison.fidelity, "the inputs", console)
     if verbose:
@@ -116,21 +110,6 @@ def _table(*columns: str) -> Table:
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
     return table
-
-
-def _row(table: Table, name: str, before: int, after: int) -> None:
-    change = f"{after / before - 1:+.1%}" if before else "-"
-    table.add_row(name, f"{before:,}", f"{after:,}", change)
-
-
-def _latency_row(table: Table, latency: Latency) -> None:
-    low, high = latency.ratio_ci
-    table.add_row(
-        f"latency, {latency.threads} thread{'s' * (latency.threads > 1)}",
-        f"{latency.before_ms:.3f} ms",
-        f"{latency.after_ms:.3f} ms",
-        f"x{latency.ratio:.2f} [{low:.2f}, {high:.2f}] {latency.verdict}",
-    )
 
 
 def _print_recovery(recovery: RecoveryRecord | None, console: Console) -> None:
@@ -170,7 +149,7 @@ def _print_fidelity(fidelity: Fidelity, source: str, console: Console) -> None:
 def _print_gates(gates: Iterable[Gate], notes: Iterable[str], console: Console) -> None:
     for gate in gates:
         word = "[green]held[/green]" if gate.ok else "[red]MISSED[/red]"
-        _say(console, f"gate {gate.name}: {gate.value:.6g} against {gate.limit:g}: {word}")
+        _say(console, f"gate {gate.name}: {gate_text(gate)}: {word}")
     for note in notes:
         _say(console, escape(note))
 

@@ -91,6 +91,9 @@ def test_every_option_reaches_the_recipe(
         "encode": "auto",
         "max_latency_ratio": 50.0,
         "max_drop": 1.0,
+        "min_speedup": 0.01,
+        "batch": 3,
+        "provider": "CPUExecutionProvider",
         "threads": 2,
         "runs": 4,
         "seed": 7,
@@ -109,6 +112,7 @@ def test_every_option_reaches_the_recipe(
         "pattern": None,
         "allow_resize": ["image"],
         "custom_ops": [],
+        "metric": None,
     }
     assert set(recipe) == {*RecipeFields.__dataclass_fields__}
     assert files(tmp_path) == {"net.onnx", "calib.npz", "small.onnx", "why.json"}

@@ -76,7 +76,7 @@ def test_gates_notes_and_the_file_are_named(ledger: Ledger) -> None:
     assert "look at [this]" in text
     assert "wrote a[0].onnx" in text
     missed = printed(replace(ledger, gates=[Gate("max-drop", 0.1, 0.25, ok=False)]))
-    assert "gate max-drop: 0.25 against 0.1: MISSED" in missed
+    assert "gate max-drop: 0.25 <= 0.1: MISSED" in missed
 
 
 def test_verbose_adds_groups_and_reasons(ledger: Ledger) -> None:

@@ -26,6 +26,8 @@ ModelLike: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto"
 Feeds: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
 """One call's inputs, by name."""
 
+CPU = "CPUExecutionProvider"
+
 QUIET = 4
 """Log severity of fatal errors alone: what fails comes back as an exception, without a second copy on stderr."""
 DEFAULT_SEVERITY = 2
@@ -65,8 +67,10 @@ def open_session(
     in_node_order: bool = False,
     optimise: bool = True,
     optimised_to: str | os.PathLike[str] | None = None,
+    provider: str = CPU,
+    cores: Sequence[int] = (),
 ) -> ort.InferenceSession:
-    """Open an ONNX Runtime session on the CPU.
+    """Open an ONNX Runtime session, on the CPU where nothing else is asked for.
 
     Parameters
     ----------
@@ -84,6 +88,10 @@ def open_session(
         Whether ONNX Runtime may rewrite the graph, or runs it node by node as it is written.
     optimised_to : path-like, optional
         Where to write what it made of the graph.
+    provider : str, optional
+        Execution provider; operators that it lacks run on the CPU.
+    cores : sequence of int, default ()
+        Logical cores, one for each of `threads`: the threads besides the caller's are kept on those besides the first.
 
     Returns
     -------
@@ -94,8 +102,9 @@ def open_session(
     ModelError
         When ONNX Runtime refuses the model.
     RecipeError
-        When a library does not exist or cannot be loaded.
+        When a library does not exist or cannot be loaded, or a provider is not installed or does not start.
     """
+    demand_provider(provider)
     options = ort.SessionOptions()
     for library in custom_ops:
         _register(library, options)
@@ -111,13 +120,35 @@ def open_session(
     options.log_severity_level = QUIET
     # Idle worker threads spin for a while after a run: they would steal the cores from the session timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if len(cores) > 1:
+        # ONNX Runtime counts processors from 1.
+        options.add_session_config_entry(
+            "session.intra_op_thread_affinities", ";".join(str(core + 1) for core in cores[1:])
+        )
     if isinstance(model, onnx.ModelProto):
         if is_large(model):
-            return _open_large(model, options)
-        return _open(model.SerializeToString(), options, "the model in memory")
+            return _open_large(model, options, provider)
+        return _open(model.SerializeToString(), options, "the model in memory", provider)
     if isinstance(model, bytes):
-        return _open(model, options, "the model in memory")
-    return _open(os.fspath(model), options, os.fspath(model))
+        return _open(model, options, "the model in memory", provider)
+    return _open(os.fspath(model), options, os.fspath(model), provider)
+
+
+def demand_provider(provider: str) -> None:
+    """Demand that the installed ONNX Runtime has an execution provider.
+
+    Raises
+    ------
+    RecipeError
+        When it has not; the message lists those that it has.
+    """
+    there = ort.get_available_providers()
+    if provider not in there:
+        raise RecipeError(
+            f"the installed ONNX Runtime has no execution provider {provider!r}",
+            where=f"--provider {provider}",
+            hint=f"it has {', '.join(there)}; others come with other builds of it, such as onnxruntime-gpu",
+        )
 
 
 def run_session(
@@ -157,9 +188,9 @@ def run_session(
         ) from error
 
 
-def _open(source: str | bytes, options: ort.SessionOptions, where: str) -> ort.InferenceSession:
+def _open(source: str | bytes, options: ort.SessionOptions, where: str, provider: str) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(source, options, providers=list(dict.fromkeys([provider, CPU])))
     except _ORT_ERRORS as error:
         _demand_registered(source, where, error)
         raise ModelError(
@@ -168,6 +199,15 @@ def _open(source: str | bytes, options: ort.SessionOptions, where: str) -> ort.I
             why=str(error).strip(),
             hint="check that the installed onnxruntime knows the model's operators and opset",
         ) from error
+    # ONNX Runtime takes the CPU instead without a word where a provider's own libraries are missing.
+    if provider not in session.get_providers():
+        raise RecipeError(
+            f"the execution provider {provider!r} does not start",
+            where=f"--provider {provider}",
+            why=f"ONNX Runtime opened the session on {', '.join(session.get_providers())} instead",
+            hint="install the libraries and drivers that it needs",
+        )
+    return session
 
 
 def _register(library: str, options: ort.SessionOptions) -> None:
@@ -206,12 +246,12 @@ def _demand_registered(source: str | bytes, where: str, error: Exception) -> Non
     ) from error
 
 
-def _open_large(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+def _open_large(model: onnx.ModelProto, options: ort.SessionOptions, provider: str) -> ort.InferenceSession:
     # Windows may still hold the weights mapped when the folder goes.
     with tempfile.TemporaryDirectory(prefix="graphprune-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         save(model, path, external=True)
-        return _open(str(path), options, "the model in memory")
+        return _open(str(path), options, "the model in memory", provider)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ CONFIDENCE = 0.99
 """Coverage of the ratio's interval: equal models are called slower in at most half of the rest."""
 
 _RESAMPLES = 2000
-_TRIM = 0.25  # share of the blocks cut off on either side: bursts of other work hit whole blocks
+_TRIM = 0.35  # share of the pairs cut off on either side: other work hits one session for as long as it lives
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ def paired_ratio(
 ) -> tuple[float, tuple[float, float]]:
     """Estimate the ratio of latencies, after over before, with a bootstrap confidence interval.
 
-    Each block gives the ratio of its better timings: other work on the machine only ever adds time, and within a
-    block it rarely hits both timings of a model. The estimate is the blocks' interquartile mean (of logarithms), so
-    that bursts which last for whole blocks are cut off. The bootstrap draws whole pairs of sessions, since one session
-    can be a few per cent faster than its twin by where its weights lie in memory, for as long as it lives; with a
-    single pair it draws blocks. Percentile intervals of few draws are too narrow, so the interval is widened as
-    Student's t is against the normal distribution.
+    Each pair of sessions gives the ratio of its best timings: other work on the machine only ever adds time, and
+    rarely hits all timings of a model. The estimate is the mean of the pairs' middle third (of logarithms), so that
+    pairs of which one session was hit for as long as it lived are cut off. The bootstrap draws whole pairs as well,
+    since one session can be a few per cent faster than its twin by where its weights lie in memory. With a single pair
+    blocks stand for pairs. Percentile intervals of few draws are too narrow, so the interval is widened as Student's t
+    is against the normal distribution.
 
     Parameters
     ----------
@@ -75,25 +75,29 @@ def paired_ratio(
     interval : tuple of float
         Low and high end; it holds the ratio.
     """
-    milliseconds = timings.milliseconds
-    ratios = np.log(milliseconds[:, [1, 2]].min(axis=1) / milliseconds[:, [0, 3]].min(axis=1))
-    order = np.argsort(ratios, kind="stable")
-    ratios = ratios[order]
-    clusters = np.unique(timings.pair, return_inverse=True)[1][order]
-    count = int(clusters.max()) + 1
-    if count == 1:
-        clusters, count = np.arange(len(ratios)), len(ratios)
+    ratios = np.sort(_log_ratios(timings))
+    count = len(ratios)
     if count < 2:
         raise ValueError("a confidence interval needs at least 2 blocks")
-    draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=_RESAMPLES)
-    estimate = float(_trimmed_mean(ratios, np.ones((1, len(ratios))))[0])
-    resampled = _trimmed_mean(ratios, draws[:, clusters].astype(np.float64))
+    estimate = float(_trimmed_weights(np.ones((1, count)))[0] @ ratios)
+    resampled = _bootstrap(count, seed) @ ratios
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     widening = student_quantile(1 - tail, count - 1) / NormalDist().inv_cdf(1 - tail)
     widening *= math.sqrt(count / (count - 1))
     low, high = min(0.0, low - estimate) * widening, max(0.0, high - estimate) * widening
     return math.exp(estimate), (math.exp(estimate + low), math.exp(estimate + high))
+
+
+def _log_ratios(timings: Timings) -> npt.NDArray[np.float64]:
+    """Return the logarithm of after over before of every pair, or of every block where there is one pair alone."""
+    rows, pair = timings.milliseconds, np.unique(timings.pair, return_inverse=True)[1]
+    best = np.stack([rows[:, [0, 3]].min(axis=1), rows[:, [1, 2]].min(axis=1)])
+    count = int(pair.max()) + 1
+    if count > 1:
+        order = np.argsort(pair, kind="stable")
+        best = np.minimum.reduceat(best[:, order], np.searchsorted(pair[order], np.arange(count)), axis=1)
+    return np.asarray(np.log(best[1] / best[0]))
 
 
 def student_quantile(probability: float, degrees: int) -> float:
@@ -117,9 +121,16 @@ def student_quantile(probability: float, degrees: int) -> float:
     return z + math.fsum(term / degrees**power for power, term in enumerate(terms, start=1))
 
 
-def _trimmed_mean(values: npt.NDArray[np.float64], weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Mean of the middle half of sorted values, for each row of weights."""
-    share = np.cumsum(weights, axis=1)
+@lru_cache(maxsize=8)
+def _bootstrap(count: int, seed: int) -> npt.NDArray[np.float64]:
+    """Weights of sorted values in the trimmed means of resamples of them, a row each."""
+    draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=_RESAMPLES)
+    return _trimmed_weights(draws.astype(np.float64))
+
+
+def _trimmed_weights(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weights of sorted values in their trimmed mean, for each row of how often each value is there."""
+    share = np.cumsum(counts, axis=1)
     share /= share[:, -1:]
     kept = np.diff(np.clip(share, _TRIM, 1 - _TRIM), axis=1, prepend=_TRIM)
-    return np.asarray(kept @ values / (1 - 2 * _TRIM))
+    return np.asarray(kept / (1 - 2 * _TRIM))

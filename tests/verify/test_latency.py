@@ -13,6 +13,7 @@ from graphprune.ir import tensors
 from graphprune.ir.model import fingerprint, save
 from graphprune.ir.session import open_session, run_session
 from graphprune.verify.latency import MIN_BLOCKS, compare_latency, measure
+from graphprune.verify.sequential import STAGES
 
 
 def matmul(width: int) -> onnx.ModelProto:
@@ -38,7 +39,8 @@ def test_a_model_given_as_file_bytes_or_message_is_timed(tmp_path: Path) -> None
     save(model, tmp_path / "model.onnx")
     for before, after in ((tmp_path / "model.onnx", str(tmp_path / "model.onnx")), (model, model.SerializeToString())):
         found = compare_latency(before, after, FEEDS, threads=1, runs=12)
-        assert (found.threads, found.runs) == (1, 12)
+        assert found.threads == 1
+        assert 12 <= found.runs <= 12 * sum(STAGES)
         assert found.before_ms > 0 < found.after_ms
         assert found.ratio_ci[0] <= found.ratio <= found.ratio_ci[1]
         assert found.verdict in ("faster", "slower", "same")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphprune.verify.latency import verdict
+from graphprune.verify.sequential import STAGES, judge, proven, verdict
 from graphprune.verify.statistics import Timings, paired_ratio, student_quantile
 
 
@@ -32,9 +33,21 @@ def simulated(
     return Timings(milliseconds, pair)
 
 
+def stages(
+    rng: np.random.Generator, slowdown: float, *, pairs: int = 10, blocks: int = 25, **machine: Any
+) -> Iterator[Timings]:
+    """Stages of a run; with one pair of sessions a stage, blocks are all there is to draw."""
+    opened = 0
+    for share in STAGES:
+        count = pairs * share if pairs > 1 else 1
+        found = simulated(rng, slowdown, pairs=count, blocks=blocks * share, **machine)
+        yield Timings(found.milliseconds, found.pair + opened)
+        opened += count if pairs > 1 else 0
+
+
 def verdicts(slowdown: float, count: int, **machine: Any) -> list[str]:
     rng = np.random.default_rng(0)
-    return [verdict(*paired_ratio(simulated(rng, slowdown, **machine), seed=seed)) for seed in range(count)]
+    return [judge(stages(rng, slowdown, **machine)).verdict for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +115,7 @@ def test_one_block_has_no_interval() -> None:
 )
 def test_verdict(ratio: float, interval: tuple[float, float], expected: str) -> None:
     assert verdict(ratio, interval) == expected
+    assert (proven(ratio, interval) > 1) == (expected == "slower")
 
 
 @pytest.mark.parametrize(
