@@ -17,6 +17,7 @@ from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs
 from graphprune.ir.model import Model, from_proto, load
 from graphprune.ledger import CalibrationRecord, DeclinedRecord, FileRecord, GroupRecord, Ledger, ReasonRecord
+from graphprune.notes import notes_on
 from graphprune.passes import trim
 from graphprune.passes.choice import take
 from graphprune.pipeline import demand_runnable
@@ -145,7 +146,7 @@ def inspect(
         groups=record.group_records(analysis, named),
         declined=record.declined_records(analysis.coupling.graph, alone),
         reasons=record.reason_records(analysis.coupling.graph, alone),
-        notes=record.notes(source),
+        notes=notes_on(source),
     )
 
 

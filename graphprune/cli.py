@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 from rich.console import Console
-from rich.progress import Progress
 
 import graphprune
 from graphprune import options, report
@@ -23,13 +20,12 @@ from graphprune.errors import GraphPruneError
 from graphprune.figures import gate_text
 from graphprune.ir.model import save
 from graphprune.output import check_decoded, check_output, write
+from graphprune.progress import progress_bar
 from graphprune.recipe import CRITERIA, ENCODINGS, SPARSIFIERS, Recipe, read_recipe
 from graphprune.verify.gate import Gate
 
 INTERRUPTED = 130
 DEFECT = 3
-PATIENCE = 2.0
-"""Seconds before a progress bar appears."""
 
 
 class DefaultGroup(click.Group):
@@ -147,7 +143,7 @@ def prune_command(
     inputs = [path for path in (calib, recipe_path) if path]
     paths = check_output(loaded, output, report_path, inputs)
     files = Files(f"graphprune {model}", junit, summary, [model, *loaded.data_files, *inputs, *paths])
-    with files.errors(), _progress(quiet) as progress:
+    with files.errors(), progress_bar(quiet) as progress:
         pruned, ledger = prune(loaded, recipe, calib, progress=progress)
         ledger = write(pruned, ledger, loaded, *paths)
     files.write(ledger)
@@ -176,7 +172,7 @@ def prune_command(
 def inspect_command(model: str, calib: str | None, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     """Show MODEL's groups and their scores, and what is frozen and why; change nothing."""
     recipe = Recipe(target=0.0, recover=False, **given)
-    with _progress(quiet) as progress:
+    with progress_bar(quiet) as progress:
         inspection = inspect(as_model(model), recipe, calib, progress=progress)
     if as_json:
         click.echo(report.to_json(inspection), nl=False)
@@ -310,25 +306,3 @@ def _share(value: Any) -> Any:
 def _whole(value: Any) -> Any:
     """Return ``--align`` as a number where it is one."""
     return int(value) if str(value).isdecimal() else value
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """Yield a function that counts calibration samples on a bar, which appears when it takes long."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    bar = Progress(console=console, transient=True)
-    task = bar.add_task("calibration samples", total=None)
-    start = time.monotonic()
-
-    def advance(samples: int) -> None:
-        bar.advance(task, samples)
-        if not bar.live.is_started and time.monotonic() - start > PATIENCE:
-            bar.start()
-
-    try:
-        yield advance
-    finally:
-        bar.stop()

@@ -13,6 +13,7 @@ from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.model import Model
 from graphprune.ledger import Change, FileRecord
+from graphprune.notes import notes_on
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.pipeline import compare_runs, demand_runnable, metric_of
 from graphprune.recipe import Recipe, demand_recipe
@@ -93,7 +94,7 @@ def compare(before: Model, after: Model, recipe: Recipe, calibration: SourceLike
         latency=latency,
         fidelity=fidelity,
         gates=list(check_gates(latency=latency, fidelity=fidelity, metric=metric, **limits)),
-        notes=record.notes(source),
+        notes=notes_on(source),
         metric=metric,
     )
 
