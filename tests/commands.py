@@ -11,6 +11,10 @@ from graphprune.cli import main
 
 QUICK = ("--runs", "2")
 """Timings enough for tests."""
+BY_RULE = {"align": "off", "max_latency_ratio": 1e3}
+"""Settings of recipes with which nothing of the machine counts: neither the widths its kernels like nor timings."""
+BY_RULE_OPTIONS = ("--align", "off", "--max-latency-ratio", "1000")
+"""The same for the command."""
 
 
 @dataclass(frozen=True)

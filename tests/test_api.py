@@ -25,6 +25,7 @@ from graphprune.ir.model import load
 from graphprune.ir.surgery import Kept
 from graphprune.output import check_output, write
 from tests import small
+from tests.commands import BY_RULE
 from tests.measure import editable, materialise
 from tests.nets import Net
 from tests.oracles import assert_close, assert_reproduces, masked_by_kept, run
@@ -34,7 +35,7 @@ CALIB = small.calibration(MODEL)
 
 
 def recipe(**given: Any) -> Recipe:
-    return Recipe(**{"runs": 2, **given})
+    return Recipe(**{"runs": 2, **BY_RULE, **given})
 
 
 def attempt(model: onnx.ModelProto, asked: Recipe) -> tuple[onnx.ModelProto, Ledger] | TargetError:

@@ -19,7 +19,7 @@ from graphprune.ir.coupling.walk import couple
 from graphprune.ir.graph import Graph
 from graphprune.ir.session import open_session, run_session
 from graphprune.passes.canonicalize import canonicalize
-from tests.commands import QUICK, command
+from tests.commands import BY_RULE, BY_RULE_OPTIONS, QUICK, command
 from tests.nets import Net
 from tests.oracles import feeds, units_on
 
@@ -27,7 +27,7 @@ extensions = pytest.importorskip("onnxruntime_extensions", reason="needs onnxrun
 LIBRARY = extensions.get_library_path()
 DOMAIN = "ai.onnx.contrib"
 NO_RULE = f"no rule for operator {DOMAIN}.NegPos"
-RECIPE = Recipe(channels=0.5, recover=False, runs=2, custom_ops=(LIBRARY,))
+RECIPE = Recipe(channels=0.5, recover=False, runs=2, custom_ops=(LIBRARY,), **BY_RULE)
 
 
 def network(*, noted: bool) -> onnx.ModelProto:
@@ -75,7 +75,7 @@ def test_both_sides_are_pruned_the_operator_runs_and_is_named(*, noted: bool) ->
 def test_the_command_takes_the_library_as_option_and_in_a_recipe(
     saved: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    given = [saved, "--channels", "0.5", "--no-recover", *QUICK]
+    given = [saved, "--channels", "0.5", "--no-recover", *BY_RULE_OPTIONS, *QUICK]
     assert command(capfd, *given, "--custom-ops", LIBRARY).code == 0
     by_option = (tmp_path / "net.pruned.onnx").read_bytes()
     assert json.loads((tmp_path / "net.pruned.json").read_text())["recipe"]["custom_ops"] == [LIBRARY]

@@ -24,7 +24,7 @@ from graphprune.passes import compensate
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.verify.equivalence import check_equivalence, without_rounding
 from graphprune.verify.masking import masked
-from tests.commands import QUICK, command
+from tests.commands import BY_RULE, BY_RULE_OPTIONS, QUICK, command
 from tests.nets import Net
 from tests.oracles import (
     assert_close,
@@ -168,7 +168,7 @@ def test_a_target_is_reached_by_zero_points(quantised: Any, form: str) -> None:
 @pytest.mark.parametrize("recover", [False, True])
 def test_half_of_the_channels_of_a_shuffle_net_go(quantised: Any, form: str, recover: bool) -> None:
     model = quantised("shuffled", form, True)
-    pruned, ledger = prune(model, Recipe(channels=0.5, recover=recover, runs=2))
+    pruned, ledger = prune(model, Recipe(channels=0.5, recover=recover, runs=2, **BY_RULE))
     assert ledger.weights.removed > 0.4 * ledger.weights.before
     assert sum(len(group.removed) for group in ledger.groups) == 16
     assert ledger.equivalence.relative_l2 <= STEP
@@ -223,7 +223,7 @@ def test_a_quantised_model_that_nothing_can_go_from_says_so(quantised: Any, tmp_
     onnx.save(model, tmp_path / "float.onnx")
     ort_quantization.quantize_static(tmp_path / "float.onnx", tmp_path / "made.onnx", Reader(model))
     made = onnx.load(tmp_path / "made.onnx")
-    pruned, ledger = prune(made, Recipe(channels=0.5, runs=2))
+    pruned, ledger = prune(made, Recipe(channels=0.5, runs=2, **BY_RULE))
     assert pruned == made
     assert ledger.groups == []
     assert {record.reason for record in ledger.declined} == {
@@ -261,7 +261,7 @@ def test_the_command_prunes_a_quantised_shuffle_net(
 ) -> None:
     path, out = tmp_path / "net.onnx", tmp_path / "out.onnx"
     onnx.save(quantised("shuffled", form, True), path)
-    done = command(capfd, path, "--channels", "0.5", "--no-recover", "-o", out, *QUICK)
+    done = command(capfd, path, "--channels", "0.5", "--no-recover", "-o", out, *BY_RULE_OPTIONS, *QUICK)
     assert done.code == 0
     assert "removed 16 of 32 units" in done.err
     assert "Traceback" not in done.err

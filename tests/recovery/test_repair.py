@@ -21,6 +21,7 @@ from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.patterns import largest
 from graphprune.recovery.repair import Zeroing, kept_outputs, repair
 from tests import small
+from tests.commands import BY_RULE
 from tests.measure import editable, replaced
 from tests.nets import Net
 from tests.oracles import coupled, feeds, removal, run, sliced, units_on
@@ -97,7 +98,7 @@ def error(model: onnx.ModelProto, other: onnx.ModelProto, seed: int = 99) -> flo
 
 
 def pruned(model: onnx.ModelProto, **given: Any) -> onnx.ModelProto:
-    return prune(model, Recipe(**{"runs": 2, **given}), samples(model, 1))[0]
+    return prune(model, Recipe(**{"runs": 2, **BY_RULE, **given}), samples(model, 1))[0]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
