@@ -69,6 +69,7 @@ def open_session(
     optimised_to: str | os.PathLike[str] | None = None,
     provider: str = CPU,
     cores: Sequence[int] = (),
+    profile_to: str | os.PathLike[str] | None = None,
 ) -> ort.InferenceSession:
     """Open an ONNX Runtime session, on the CPU where nothing else is asked for.
 
@@ -92,6 +93,8 @@ def open_session(
         Execution provider; operators that it lacks run on the CPU.
     cores : sequence of int, default ()
         Logical cores, one for each of `threads`: the threads besides the caller's are kept on those besides the first.
+    profile_to : path-like, optional
+        What the name of a profile is to begin with, that ``end_profiling`` writes.
 
     Returns
     -------
@@ -117,6 +120,9 @@ def open_session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimised_to is not None:
         options.optimized_model_filepath = os.fspath(optimised_to)
+    if profile_to is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile_to)
     options.log_severity_level = QUIET
     # Idle worker threads spin for a while after a run: they would steal the cores from the session timed next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
