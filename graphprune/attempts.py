@@ -100,6 +100,8 @@ def _is_slower(found: Attempt, recipe: Recipe) -> bool:
 
 def _safer(recipe: Recipe) -> Iterator[tuple[str, str, Recipe]]:
     """Recipes that leave less to chance, with what was tried before and what is done instead."""
+    if recipe.speedup is not None:
+        return  # whole blocks as it is, and chosen by their time
     good = preferred_widths()
     if recipe.align == "auto" and good.block > good.step and recipe.structural != 0:
         instead = f"convolutions keep multiples of {good.block} channels instead"

@@ -63,6 +63,7 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> s
 @click.argument("model", type=options.existing_file)
 @click.option("--target", type=float, metavar="T", help="Fraction of all float weights that must be gone, 0 <= T < 1.")
 @click.option("--channels", type=float, metavar="F", help="Remove this fraction of every group's units.")
+@click.option("--speedup", type=float, metavar="S", help="Remove units until the model is this many times as fast.")
 @click.option(
     "--structural",
     default="auto",

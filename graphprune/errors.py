@@ -62,7 +62,7 @@ class TargetError(GraphPruneError):
     what : str
         What could not be reached.
     reachable : float
-        The best fraction of the weights that can be removed or zeroed, in [0, 1).
+        The best that can be: a fraction of the weights that can be removed or zeroed, in [0, 1), or a speedup.
     """
 
     exit_code = 1

@@ -209,6 +209,24 @@ class EncodingRecord:
 
 
 @dataclass(frozen=True)
+class SpeedRecord:
+    """A removal that was chosen for its speedup: latency before over after.
+
+    Attributes
+    ----------
+    asked : float
+    predicted : float
+        From measured times of the kernels.
+    measured : float
+        With weights as they were.
+    """
+
+    asked: float
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True)
 class ResizedRecord:
     """A graph input or output that lost positions.
 
@@ -270,6 +288,8 @@ class Ledger:
         What the user's own metric gave for both models, where one was named.
     recovery : RecoveryRecord or None
         What was predicted, and what a trial showed; None where no kept weight was changed by calibration data.
+    speed : SpeedRecord or None
+        What the removal was predicted and measured to gain, where a speedup was asked for.
     repairs : list of LayerRecord
         Layers whose weights were solved anew.
     encodings : list of EncodingRecord
@@ -299,6 +319,7 @@ class Ledger:
     gates: list[Gate]
     metric: Metric | None = None
     recovery: RecoveryRecord | None = None
+    speed: SpeedRecord | None = None
     repairs: list[LayerRecord] = field(default_factory=list)
     resized: dict[str, ResizedRecord] = field(default_factory=dict)
     encodings: list[EncodingRecord] = field(default_factory=list)

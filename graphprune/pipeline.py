@@ -20,11 +20,12 @@ from graphprune.ir.kernels import widths
 from graphprune.ir.model import Model
 from graphprune.ir.session import Feeds, ModelLike, demand_provider
 from graphprune.ir.surgery import remove
-from graphprune.ledger import RecoveryRecord
+from graphprune.ledger import RecoveryRecord, SpeedRecord
 from graphprune.passes import trim
-from graphprune.planning import Plan, by_share, plan
+from graphprune.planning import Plan, by_share, plan, with_zeros
 from graphprune.recipe import Recipe
 from graphprune.recovery.effects import compared_outputs, squared_error, values_of
+from graphprune.speed import removal_for
 from graphprune.verify.equivalence import Proof, check_equivalence
 from graphprune.verify.fidelity import Fidelity, compare_outputs
 from graphprune.verify.gate import drop
@@ -45,10 +46,11 @@ ENOUGH_RUNS = 100
 
 @dataclass(frozen=True)
 class Decision:
-    """What goes, and what a trial of it showed; no trial where nothing is repaired."""
+    """What goes, and what a trial of it showed; no trial where nothing is repaired, and speed only where it counts."""
 
     plan: Plan
     recovery: RecoveryRecord | None = None
+    speed: SpeedRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -127,24 +129,34 @@ def decide(original: Model, analysis: Analysis, recipe: Recipe, source: Source) 
     RecipeError
         When what is asked for needs a repair that is ruled out, or for which there is no data.
     TargetError
-        When the target cannot be reached.
+        When the target or the speedup cannot be reached.
     """
+    fast = None
+    if recipe.speedup is not None:
+        before, feeds = original.path or original.proto, one_call(source, recipe.batch)
+        fast = removal_for(before, analysis, recipe, feeds, recipe.speedup)
+    speed = None if fast is None else fast.record
     if analysis.curves is None:
         _demand_no_repair(recipe)
-        return Decision(Plan(by_rule(analysis, recipe, trial_error(original, analysis, recipe, source))))
+        rule = (
+            by_rule(analysis, recipe, trial_error(original, analysis, recipe, source)) if fast is None else fast.removed
+        )
+        return Decision(Plan(rule), speed=speed)
     trials = Trials(analysis, recipe)
-    if recipe.target is None and recipe.channels is None and recipe.pattern is None:
+    if fast is not None:
+        chosen = with_zeros(analysis, recipe, fast.removed, recipe.target)
+    elif recipe.searches:
         chosen = search(analysis, recipe, trials)
     else:
         chosen = plan(analysis, recipe, recipe.target, trials.of)
     nothing = not chosen.removed.any() and not chosen.kept
-    return Decision(chosen) if nothing else Decision(chosen, trials.of(chosen))
+    return Decision(chosen, None if nothing else trials.of(chosen), speed)
 
 
 def _demand_no_repair(recipe: Recipe) -> None:
     """Demand that a recipe can be carried out without repair: by ranks and magnitudes alone."""
     asked = "--pattern" if recipe.pattern is not None else "--max-drop alone"
-    if recipe.pattern is not None or (recipe.target is None and recipe.channels is None):
+    if recipe.pattern is not None or recipe.searches:
         raise RecipeError(
             f"{asked} needs kept weights to change",
             where="--no-recover" if not recipe.recover else "--calib",

@@ -35,6 +35,9 @@ class Recipe:
         Fraction of all float weights of the original that must be gone, removed or zero, in [0, 1).
     channels : float or None
         Fraction of every group's units to remove, in [0, 1); alone it is a purely structural run.
+    speedup : float or None
+        Latency before over after that removing units must reach, above 1 and at most 1000; zeros come on top of it only
+        as `target` asks for them.
     structural : float or "auto"
         Share of `target` to be met by removing units, in [0, 1]: 1 is removal only, 0 zeros only. ``"auto"`` removes
         the units that the criterion's rule names, as far as the outputs bear it.
@@ -55,7 +58,7 @@ class Recipe:
         the last bit the same; ``"fp16"`` rounds what it stores to float16.
     max_latency_ratio, max_drop : float or None
         Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]). `max_drop` without
-        `target`, `channels` and `pattern` asks for the largest sparsity that holds it.
+        `target`, `channels`, `speedup` and `pattern` asks for the largest sparsity that holds it.
     min_speedup : float or None
         Gate on latency before over after (above 0): 1.2 asks for a model that is 1.2 times as fast.
     metric : str or None
@@ -87,6 +90,7 @@ class Recipe:
 
     target: float | None = None
     channels: float | None = None
+    speedup: float | None = None
     structural: float | Literal["auto"] = "auto"
     criterion: str = "auto"
     sparsifier: str = "admm"
@@ -107,8 +111,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if all(value is None for value in (self.target, self.channels, self.pattern, self.max_drop)):
-            raise RecipeError("nothing is asked for", hint="give --target, --channels, --pattern or --max-drop")
+        if self.max_drop is None and not self._asks:
+            raise RecipeError(
+                "nothing is asked for", hint="give --target, --channels, --speedup, --pattern or --max-drop"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             _demand(field.name, value)
@@ -122,6 +128,9 @@ class Recipe:
             raise RecipeError(
                 "--no-recover keeps weights bit-identical, and --encode fp16 rounds them", hint="give --encode auto"
             )
+        if self.speedup is not None and (self.channels is not None or self.structural != "auto"):
+            other = "--channels" if self.channels is not None else "--structural"
+            raise RecipeError(f"--speedup and {other} both say how much to remove", hint="give one of them")
         if self.structural != "auto":
             if self.target is None:
                 raise RecipeError("--structural is a share of --target", hint="give --target as well")
@@ -131,7 +140,12 @@ class Recipe:
     @property
     def searches(self) -> bool:
         """Whether `max_drop` alone is asked for: the largest sparsity that holds it."""
-        return self.max_drop is not None and self.target is None and self.channels is None and self.pattern is None
+        return self.max_drop is not None and not self._asks
+
+    @property
+    def _asks(self) -> bool:
+        """Whether it says how much is to go."""
+        return any(value is not None for value in (self.target, self.channels, self.speedup, self.pattern))
 
     def _demand_drop(self) -> None:
         """Demand that the largest drop is in the units of what it is on."""
@@ -148,7 +162,7 @@ class Recipe:
             raise RecipeError(
                 f"--max-drop alone looks for the most sparsity by answers changed, and {self.max_drop!r} is no share",
                 where="--max-drop",
-                hint="give --target, --channels or --pattern as well; the metric then decides the gate",
+                hint="give --target, --channels, --speedup or --pattern as well; the metric then decides the gate",
             )
 
 
@@ -247,6 +261,7 @@ def _plain(value: Any) -> Any:
 _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
     "channels": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
+    "speedup": (lambda value: _number(value) and 1 < value <= 1000, "above 1 and at most 1000"),
     "structural": (
         lambda value: 0 <= value <= 1 if _number(value) else isinstance(value, str) and value == "auto",
         '"auto", or from 0 to 1',
@@ -279,7 +294,17 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: _whole(value) and value >= 0, "a whole number, at least 0"),
 }
 
-_OPTIONAL = ("target", "channels", "pattern", "max_latency_ratio", "max_drop", "min_speedup", "metric", "batch")
+_OPTIONAL = (
+    "target",
+    "channels",
+    "speedup",
+    "pattern",
+    "max_latency_ratio",
+    "max_drop",
+    "min_speedup",
+    "metric",
+    "batch",
+)
 
 
 def _demand(name: str, value: Any) -> None:

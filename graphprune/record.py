@@ -92,6 +92,7 @@ def record(
         gates=gates_of(recipe, weights, verification, decision.recovery),
         metric=verification.metric,
         recovery=decision.recovery,
+        speed=decision.speed,
         repairs=list(draft.repairs),
         resized=resized_records(coupling, removed),
         encodings=[EncodingRecord(**asdict(encoding)) for encoding in draft.encodings],
@@ -134,6 +135,8 @@ def gates_of(
         metric=verification.metric,
     )
     latency = verification.latency
+    if recipe.speedup is not None:
+        gates = (at_least("speedup", recipe.speedup, 1 / latency.ratio_ci[0]), *gates)  # missed where that is proven
     if recipe.max_latency_ratio is None and latency.verdict == "slower":
         gates = (*gates, not_slower(latency))
     reached = [] if recipe.target is None else [at_least("target", recipe.target, weights.sparsity)]

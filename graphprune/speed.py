@@ -17,20 +17,21 @@ import onnx
 from graphprune.analysis import Analysis
 from graphprune.errors import TargetError
 from graphprune.ir.coupling.resizing import resized
-from graphprune.ir.coupling.units import BoolArray
+from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.graph import Graph
 from graphprune.ir.kernels import widths
-from graphprune.ir.session import Feeds
+from graphprune.ir.session import Feeds, ModelLike
 from graphprune.ir.shapes.inference import Shape
 from graphprune.ir.surgery import remove
+from graphprune.ledger import SpeedRecord
 from graphprune.passes import trim
 from graphprune.passes.allocation import in_order
 from graphprune.passes.choice import Step, take
 from graphprune.passes.fold import fold
 from graphprune.passes.lower import lower
 from graphprune.recipe import Recipe
-from graphprune.verify.kernel_times import KernelTimes, kernels_of
-from graphprune.verify.latency import Latency, compare_latency
+from graphprune.verify.kernel_times import KernelTimes, kernels_of, shapes_of
+from graphprune.verify.latency import compare_latency
 
 ROUNDS = 4
 """Narrower models that are timed."""
@@ -47,40 +48,45 @@ class Speedup:
     Attributes
     ----------
     removed : ndarray of bool, shape (units,)
-    predicted, measured : float
-        Latency before over after: from kernel times, and timed.
+    record : SpeedRecord
     """
 
     removed: BoolArray
-    predicted: float
-    measured: float
+    record: SpeedRecord
 
 
 class Forecast:
     """Predicts how long a model takes that lost units.
 
+    Nodes that hold weights take what their kernels take (`graphprune.verify.kernel_times`); all others together take in
+    proportion to the elements that they make.
+
     Parameters
     ----------
-    analysis : Analysis
+    original : path-like or onnx.ModelProto
+        What the narrower model is timed against.
+    coupling : Coupling
+        Of the same, in canonical form.
     recipe : Recipe
-        Its threads count.
+        Its threads, provider, and latency runs count.
     feeds : mapping of str to ndarray
         One call's inputs.
     """
 
-    def __init__(self, analysis: Analysis, recipe: Recipe, feeds: Feeds) -> None:
-        self.coupling = analysis.coupling
-        self.feeds = feeds
-        self.times = KernelTimes(recipe.threads)
+    def __init__(self, original: ModelLike, coupling: Coupling, recipe: Recipe, feeds: Feeds) -> None:
+        self.original = original
+        self.coupling = coupling
         self.recipe = recipe
-        self.original = faster(self.coupling.graph.proto)
-        self.kernels, self.volume = self._parts(self.original, _shapes(self.feeds))
-        whole = self._latency(self.original, self.original).before_ms
-        self.rest = max(whole - self.kernels, 0.0)
+        self.feeds = feeds
+        self.times = KernelTimes(recipe.threads, recipe.provider)
+        proto = fold(coupling.graph.proto)
+        self.kernels, self.volume = self._parts(proto, shapes_of(feeds))
+        share = self.times.share(proto, feeds)
+        self.rest = self.kernels * (1 - share) / max(share, 1e-9)
 
     def worth(self) -> dict[str, float]:
         """Return by weight how long the kernel takes that it belongs to, in microseconds."""
-        graph = Graph(self.original, _shapes(self.feeds))
+        graph = Graph(self.coupling.graph.proto, shapes_of(self.feeds))
         found: dict[str, float] = {}
         for kernel, time in zip(kernels := kernels_of(graph), self.times.of(kernels), strict=True):
             for name in kernel.node.input:
@@ -96,11 +102,26 @@ class Forecast:
 
     def measured(self, removed: BoolArray) -> float:
         """Return the speedup as it is timed; weights are as they were, which makes no difference."""
-        return 1 / self._latency(self.coupling.graph.proto, self._narrowed(removed)[0], removed).ratio
+        recipe = self.recipe
+        latency = compare_latency(
+            self.original,
+            self._narrowed(removed)[0],
+            self.feeds,
+            change=resized(self.coupling, removed),
+            threads=recipe.threads,
+            provider=recipe.provider,
+            custom_ops=recipe.custom_ops,
+            runs=recipe.runs,
+            seed=recipe.seed,
+        )
+        return 1 / latency.ratio
 
-    def _narrowed(self, removed: BoolArray) -> tuple[onnx.ModelProto, dict[str, Shape]]:
+    def _narrowed(self, removed: BoolArray) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
+        """The model as it will be handed over but for its weights, and the shapes of its inputs."""
         change = resized(self.coupling, removed)
-        return faster(remove(self.coupling, removed)[0]), _shapes(change.cut_feeds(self.feeds))
+        trimmed, _ = remove(self.coupling, removed)
+        # ONNX Runtime folds what is not folded in the file.
+        return lower(fold(trimmed)), shapes_of(change.cut_feeds(self.feeds))
 
     def _parts(self, proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> tuple[float, float]:
         """Milliseconds of the nodes that hold weights, and elements that the others make."""
@@ -111,25 +132,13 @@ class Forecast:
         sizes = [np.prod([n for n in shape if isinstance(n, int)], dtype=np.float64) for shape in made]
         return sum(self.times.of(kernels)), float(sum(sizes))
 
-    def _latency(self, before: onnx.ModelProto, after: onnx.ModelProto, removed: BoolArray | None = None) -> Latency:
-        recipe = self.recipe
-        return compare_latency(
-            before,
-            after,
-            self.feeds,
-            change=resized(self.coupling, np.zeros(self.coupling.units, np.bool_) if removed is None else removed),
-            threads=recipe.threads,
-            custom_ops=recipe.custom_ops,
-            runs=recipe.runs,
-            seed=recipe.seed,
-        )
 
-
-def removal_for(analysis: Analysis, recipe: Recipe, feeds: Feeds, speedup: float) -> Speedup:
+def removal_for(original: ModelLike, analysis: Analysis, recipe: Recipe, feeds: Feeds, speedup: float) -> Speedup:
     """Choose the units that go for a speedup.
 
     Parameters
     ----------
+    original : path-like or onnx.ModelProto
     analysis : Analysis
     recipe : Recipe
     feeds : mapping of str to ndarray
@@ -137,36 +146,43 @@ def removal_for(analysis: Analysis, recipe: Recipe, feeds: Feeds, speedup: float
     speedup : float
         Latency before over after, above 1.
 
+    Returns
+    -------
+    Speedup
+        The slowest of the models tried that is fast enough.
+
     Raises
     ------
     TargetError
         When all that may go does not make the model so fast.
     """
     coupling, block = analysis.coupling, widths(recipe.align).block
-    forecast = Forecast(analysis, recipe, feeds)
+    forecast = Forecast(original, coupling, recipe, feeds)
     if analysis.curves is None:
         steps = trim.by_rank(analysis.queues)
     else:
         steps = in_order(coupling, analysis.queues, block=block, worth=forecast.worth())
-    goal, found = speedup, list[Speedup]()
+    goal, tried = speedup, list[Speedup]()
     for _ in range(ROUNDS):
         removed = _least(forecast, steps, goal, block)
-        if found and np.array_equal(removed, found[-1].removed):
+        if any(np.array_equal(removed, other.removed) for other in tried):
             break
-        found.append(Speedup(removed, forecast.of(removed), forecast.measured(removed)))
-        if -CLOSE <= found[-1].measured / speedup - 1 <= AMPLE:
-            return found[-1]
-        goal *= speedup / found[-1].measured
-    enough = [one for one in found if one.measured >= speedup * (1 - CLOSE)]
+        found = SpeedRecord(speedup, forecast.of(removed), forecast.measured(removed))
+        tried.append(Speedup(removed, found))
+        if 0 <= found.measured / speedup - 1 <= AMPLE:
+            return tried[-1]
+        # The next one is asked for what this one was predicted, put right by how wrong that was.
+        goal = found.predicted * speedup * (1 + AMPLE / 2) / found.measured
+    enough = [one for one in tried if one.record.measured >= speedup * (1 - CLOSE)]
     if not enough:
-        best = max(one.measured for one in found)
+        best = max(one.record.measured for one in tried)
         raise TargetError(
             f"a speedup of {speedup:g} cannot be reached",
             reachable=best,
-            why=f"without all units that may go the model is {best:.2f} times as fast",
+            why=f"with as few units as can be left, by whole blocks of {block}, the model is {best:.2f} times as fast",
             hint=f"ask for less than --speedup {best:.2f}",
         )
-    return min(enough, key=lambda one: one.measured)
+    return min(enough, key=lambda one: one.record.measured)
 
 
 def _least(forecast: Forecast, steps: Sequence[Step], goal: float, block: int) -> BoolArray:
@@ -180,12 +196,3 @@ def _least(forecast: Forecast, steps: Sequence[Step], goal: float, block: int) -
         middle = (low + high) // 2
         low, high = (low, middle) if forecast.of(removed(middle)) >= goal else (middle + 1, high)
     return removed(low)
-
-
-def faster(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model as it will be handed over, but for its weights."""
-    return lower(fold(proto))
-
-
-def _shapes(feeds: Feeds) -> dict[str, Shape]:
-    return {name: tuple(values.shape) for name, values in feeds.items()}
