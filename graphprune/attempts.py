@@ -80,7 +80,8 @@ def _once(original: Model, analysis: Analysis, recipe: Recipe, source: Source, w
     with watch.time("decide"):
         decision = decide(original, analysis, recipe, source)
     draft = build(analysis, decision.plan, recipe, watch)
-    if not draft.kept and not draft.zeroed and _reaches(original, recipe.target):
+    changed = draft.kept or draft.zeroed or decision.plan.branches
+    if not changed and _reaches(original, recipe.target):
         draft = Draft(original.proto)
     with watch.time("encode"):
         result, encodings = encode(draft.model, recipe.encode)

@@ -15,6 +15,7 @@ from graphprune.ir.layers.layer import kernel_of
 from graphprune.ir.surgery import Kept, remove
 from graphprune.ledger import LayerRecord
 from graphprune.passes import sparsify
+from graphprune.passes.branches import cut
 from graphprune.passes.encode import Encoding
 from graphprune.passes.fold import fold
 from graphprune.passes.lower import lower
@@ -88,6 +89,15 @@ def _compensate(draft: Draft, job: Job) -> Draft:
     return draft
 
 
+def _cut(draft: Draft, job: Job) -> Draft:
+    """Cut branches off; what only they held is no longer kept either."""
+    if not job.plan.branches:
+        return draft
+    cut(draft.model, job.plan.branches)
+    there = {tensor.name for tensor in draft.model.graph.initializer}
+    return replace(draft, kept={name: axes for name, axes in draft.kept.items() if name in there})
+
+
 def _sparsify(draft: Draft, job: Job) -> Draft:
     """Zero weights by magnitude: all where nothing is solved anew, else those that no layer holds."""
     if job.analysis.curves is not None:
@@ -148,6 +158,7 @@ def _lower(draft: Draft, job: Job) -> Draft:
 PASSES = (
     Pass("trim", _trim),
     Pass("compensate", _compensate),
+    Pass("cut", _cut),
     Pass("sparsify", _sparsify),
     Pass("repair", _repair),
     Pass("fold", _fold),

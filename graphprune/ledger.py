@@ -219,11 +219,14 @@ class SpeedRecord:
         From measured times of the kernels.
     measured : float
         With weights as they were.
+    branches : list of str
+        Sums whose residual branch was cut off whole.
     """
 
     asked: float
     predicted: float
     measured: float
+    branches: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

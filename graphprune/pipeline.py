@@ -83,7 +83,7 @@ class Trials:
 
     def of(self, plan: Plan) -> RecoveryRecord:
         """Return what became of a plan."""
-        key = plan.removed.tobytes() + repr(sorted(plan.kept.items())).encode()
+        key = plan.removed.tobytes() + repr((sorted(plan.kept.items()), plan.branches)).encode()
         if key not in self.done:
             self.done[key] = self._measure(plan)
         return self.done[key]
@@ -144,7 +144,7 @@ def decide(original: Model, analysis: Analysis, recipe: Recipe, source: Source) 
         return Decision(Plan(rule), speed=speed)
     trials = Trials(analysis, recipe)
     if fast is not None:
-        chosen = with_zeros(analysis, recipe, fast.removed, recipe.target)
+        chosen = with_zeros(analysis, recipe, fast.removed, recipe.target, fast.branches)
     elif recipe.searches:
         chosen = search(analysis, recipe, trials)
     else:

@@ -21,6 +21,7 @@ from graphprune.ir.surgery import remove
 from graphprune.ledger import RecoveryRecord
 from graphprune.passes import compensate, trim
 from graphprune.passes.allocation import in_order, share_whole, share_zeros
+from graphprune.passes.branches import Branch, cut
 from graphprune.passes.choice import Queue, Step, take
 from graphprune.passes.patterns import Pattern
 from graphprune.passes.sparsify import allowed_nonzero
@@ -50,11 +51,14 @@ class Plan:
         By weight how many of its entries may stay; others stay whole.
     error : float or None
         Predicted squared error of the outputs over their variance; None where nothing was predicted.
+    branches : tuple of Branch
+        What is cut off whole.
     """
 
     removed: BoolArray
     kept: Mapping[str, int] = field(default_factory=dict)
     error: float | None = None
+    branches: tuple[Branch, ...] = ()
 
 
 def plan(analysis: Analysis, recipe: Recipe, target: float | None, trial: Callable[[Plan], RecoveryRecord]) -> Plan:
@@ -147,14 +151,23 @@ def by_share(analysis: Analysis, steps: Sequence[Step], target: float | None, sh
     return trim.by_weights(coupling, steps, most_left, weights_outside=outside, weights_before=before, align=align)
 
 
-def with_zeros(analysis: Analysis, recipe: Recipe, removed: BoolArray, target: float | None) -> Plan:
+def with_zeros(
+    analysis: Analysis,
+    recipe: Recipe,
+    removed: BoolArray,
+    target: float | None,
+    branches: tuple[Branch, ...] = (),
+) -> Plan:
     """Complete a removal by the zeros that the target still needs, or that a pattern makes."""
     assert analysis.curves is not None
+    whole = {branch.weight for branch in branches}
     error = _removal_error(analysis.queues, removed)
+    error += sum(float(curve.errors[-1]) for curve in analysis.curves if curve.weight in whole)
     if target is None and recipe.pattern is None:
-        return Plan(removed, {}, error)
+        return Plan(removed, {}, error, branches)
     trimmed, _ = remove(analysis.coupling, removed)
     put_means_right(analysis, removed, trimmed)
+    cut(trimmed, branches)
     add_biases(trimmed)
     graph, curves = Graph(trimmed), analysis.curves
     layers = [layer for _, layer in solved_layers(analysis.coupling, trimmed)]
@@ -172,7 +185,7 @@ def with_zeros(analysis: Analysis, recipe: Recipe, removed: BoolArray, target: f
     else:
         _demand_reachable(analysis, nonzero, sum(sizes.values()), needed, target)
         share = share_zeros(curves, sizes, max(needed or 0, 0))
-    return Plan(removed, share.kept, error + share.error)
+    return Plan(removed, share.kept, error + share.error, branches)
 
 
 def put_means_right(analysis: Analysis, removed: BoolArray, trimmed: onnx.ModelProto) -> None:

@@ -16,7 +16,16 @@ from rich.table import Table
 from graphprune.api import Inspection
 from graphprune.comparison import Comparison
 from graphprune.figures import comparison_rows, gate_text, ledger_rows
-from graphprune.ledger import DeclinedRecord, EncodingRecord, GroupRecord, Ledger, ReasonRecord, RecoveryRecord, finite
+from graphprune.ledger import (
+    DeclinedRecord,
+    EncodingRecord,
+    GroupRecord,
+    Ledger,
+    ReasonRecord,
+    RecoveryRecord,
+    SpeedRecord,
+    finite,
+)
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate
 
@@ -43,6 +52,8 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
         f"removed {removed:,} of {units:,} units in {len(ledger.groups)} groups, zeroed {weights.zeroed:,} weights: "
         f"sparsity {weights.sparsity:.4f}",
     )
+    if ledger.speed is not None:
+        _say(console, escape(_speed(ledger.speed)))
     _say(console, _proof(ledger))
     for name, change in ledger.resized.items():
         _say(console, escape(f"resized {name}: {_shape(change.before)} -> {_shape(change.after)}"))
@@ -55,6 +66,11 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
         _print_declined(ledger.reasons, ledger.declined, console, shown=sys.maxsize)
     if ledger.output.path:
         _say(console, f"wrote {escape(ledger.output.path)}")
+
+
+def _speed(speed: SpeedRecord) -> str:
+    cut = f", {len(speed.branches)} residual branches cut off" if speed.branches else ""
+    return f"chosen for {speed.asked:g} times the speed: predicted {speed.predicted:.2f}{cut}"
 
 
 def print_inspection(inspection: Inspection, console: Console, *, verbose: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Remove units until the model is as fast as asked for, at the least predicted error.
 
-Units go by whole blocks of channels, those first that cost least for the time they save. How long what is left takes
+Units go by whole blocks of channels, those first that cost least for the time they save, and residual branches that
+lose all of their units go whole. How long what is left takes
 is predicted from measured times of its kernels (`graphprune.verify.kernel_times`), and from how much of the
 activations is left for all nodes that hold no weights; then the narrower model is timed against the original, and the
 prediction put right where it was wrong.
@@ -8,8 +9,10 @@ prediction put right where it was wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -26,7 +29,8 @@ from graphprune.ir.surgery import remove
 from graphprune.ledger import SpeedRecord
 from graphprune.passes import trim
 from graphprune.passes.allocation import in_order
-from graphprune.passes.choice import Step, take
+from graphprune.passes.branches import Branch, cut, find_branches
+from graphprune.passes.choice import Queue, Step, take
 from graphprune.passes.fold import fold
 from graphprune.passes.lower import lower
 from graphprune.recipe import Recipe
@@ -39,6 +43,11 @@ CLOSE = 0.03
 """How much less than the speedup asked for is near enough: two measurements differ by as much."""
 AMPLE = 0.06
 """How much more is too much."""
+GIVEN_BACK = 8
+"""Groups that may get a block back where that still leaves the model fast enough."""
+
+Way: TypeAlias = tuple[BoolArray, tuple[Branch, ...]]
+"""Units and branches that go."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,13 @@ class Speedup:
     Attributes
     ----------
     removed : ndarray of bool, shape (units,)
+    branches : tuple of Branch
+        What is cut off whole.
     record : SpeedRecord
     """
 
     removed: BoolArray
+    branches: tuple[Branch, ...]
     record: SpeedRecord
 
 
@@ -94,18 +106,18 @@ class Forecast:
                     found[name] = found.get(name, 0.0) + 1e3 * time
         return found
 
-    def of(self, removed: BoolArray) -> float:
+    def of(self, removed: BoolArray, branches: tuple[Branch, ...] = ()) -> float:
         """Return the predicted speedup."""
-        kernels, volume = self._parts(*self._narrowed(removed))
+        kernels, volume = self._parts(*self._narrowed(removed, branches))
         after = kernels + self.rest * volume / max(self.volume, 1.0)
         return (self.kernels + self.rest) / max(after, 1e-9)
 
-    def measured(self, removed: BoolArray) -> float:
+    def measured(self, removed: BoolArray, branches: tuple[Branch, ...] = ()) -> float:
         """Return the speedup as it is timed; weights are as they were, which makes no difference."""
         recipe = self.recipe
         latency = compare_latency(
             self.original,
-            self._narrowed(removed)[0],
+            self._narrowed(removed, branches)[0],
             self.feeds,
             change=resized(self.coupling, removed),
             threads=recipe.threads,
@@ -116,10 +128,13 @@ class Forecast:
         )
         return 1 / latency.ratio
 
-    def _narrowed(self, removed: BoolArray) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
+    def _narrowed(
+        self, removed: BoolArray, branches: tuple[Branch, ...]
+    ) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
         """The model as it will be handed over but for its weights, and the shapes of its inputs."""
         change = resized(self.coupling, removed)
         trimmed, _ = remove(self.coupling, removed)
+        cut(trimmed, branches)
         # ONNX Runtime folds what is not folded in the file.
         return lower(fold(trimmed)), shapes_of(change.cut_feeds(self.feeds))
 
@@ -156,19 +171,20 @@ def removal_for(original: ModelLike, analysis: Analysis, recipe: Recipe, feeds: 
     TargetError
         When all that may go does not make the model so fast.
     """
-    coupling, block = analysis.coupling, widths(recipe.align).block
-    forecast = Forecast(original, coupling, recipe, feeds)
-    if analysis.curves is None:
-        steps = trim.by_rank(analysis.queues)
-    else:
-        steps = in_order(coupling, analysis.queues, block=block, worth=forecast.worth())
+    forecast = Forecast(original, analysis.coupling, recipe, feeds)
+    ways = Ways(analysis, recipe, forecast.worth())
     goal, tried = speedup, list[Speedup]()
     for _ in range(ROUNDS):
-        removed = _least(forecast, steps, goal, block)
-        if any(np.array_equal(removed, other.removed) for other in tried):
+        removed, branches = ways.least(forecast.of, goal)
+        if any(np.array_equal(removed, other.removed) and branches == other.branches for other in tried):
             break
-        found = SpeedRecord(speedup, forecast.of(removed), forecast.measured(removed))
-        tried.append(Speedup(removed, found))
+        found = SpeedRecord(
+            asked=speedup,
+            predicted=forecast.of(removed, branches),
+            measured=forecast.measured(removed, branches),
+            branches=[branch.total for branch in branches],
+        )
+        tried.append(Speedup(removed, branches, found))
         if 0 <= found.measured / speedup - 1 <= AMPLE:
             return tried[-1]
         # The next one is asked for what this one was predicted, put right by how wrong that was.
@@ -179,20 +195,76 @@ def removal_for(original: ModelLike, analysis: Analysis, recipe: Recipe, feeds: 
         raise TargetError(
             f"a speedup of {speedup:g} cannot be reached",
             reachable=best,
-            why=f"with as few units as can be left, by whole blocks of {block}, the model is {best:.2f} times as fast",
+            why=f"with as few units as can be left, by whole blocks of {ways.block}, the model is {best:.2f} times as "
+            "fast",
             hint=f"ask for less than --speedup {best:.2f}",
         )
     return min(enough, key=lambda one: one.record.measured)
 
 
-def _least(forecast: Forecast, steps: Sequence[Step], goal: float, block: int) -> BoolArray:
-    """The shortest prefix of the steps that is predicted to be as fast as the goal; all where none is."""
+class Ways:
+    """Removals, each a part of the next: units in the order in which they should go, and branches after their units.
 
-    def removed(count: int) -> BoolArray:
-        return take(forecast.coupling, trim.aligned(forecast.coupling, steps[:count], block))
+    Parameters
+    ----------
+    analysis : Analysis
+    recipe : Recipe
+    worth : mapping of str to float
+        By weight how long its kernel takes.
+    """
 
-    low, high = 0, len(steps)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if forecast.of(removed(middle)) >= goal else (middle + 1, high)
-    return removed(low)
+    def __init__(self, analysis: Analysis, recipe: Recipe, worth: Mapping[str, float]) -> None:
+        self.coupling, self.block = analysis.coupling, widths(recipe.align).block
+        self.branches: dict[int, Branch] = {}
+        if analysis.curves is None:
+            self.steps = trim.by_rank(analysis.queues)
+        else:
+            there = {branch.group: branch for branch in find_branches(self.coupling)}
+            whole = {curve.weight: float(curve.errors[-1]) for curve in analysis.curves}
+            queues = [self._with_branch(queue, there, whole) for queue in analysis.queues]
+            self.steps = in_order(self.coupling, queues, block=self.block, worth=worth)
+
+    def _with_branch(self, queue: Queue, there: Mapping[int, Branch], whole: Mapping[str, float]) -> Queue:
+        """A queue whose last unit may go too: with it goes all that the branch it is in still gives."""
+        branch = there.get(queue.groups[0]) if len(queue.groups) == 1 else None
+        if branch is None or branch.weight not in whole or len(queue.costs) != queue.most:
+            return queue
+        self.branches[branch.group] = branch
+        return replace(queue, costs=(*queue.costs, max(whole[branch.weight] - sum(queue.costs), 0.0)))
+
+    def way(self, steps: Sequence[Step]) -> Way:
+        """Return what goes with steps: units by whole blocks, and branches that lose all of theirs."""
+        chosen = trim.aligned(self.coupling, steps, self.block)
+        lost, groups = Counter(step.group for step in chosen), self.coupling.groups
+        cut_off = tuple(b for group, b in self.branches.items() if lost[group] == len(groups[group].units))
+        return take(self.coupling, chosen), cut_off
+
+    def least(self, gain: Callable[[BoolArray, tuple[Branch, ...]], float], goal: float) -> Way:
+        """Return the smallest removal that gains enough; the largest where none does.
+
+        Parameters
+        ----------
+        gain : callable
+            The speedup that a removal is predicted.
+        goal : float
+        """
+        low, high = 0, len(self.steps)
+        while low < high:
+            middle = (low + high) // 2
+            enough = gain(*self.way(self.steps[:middle])) >= goal
+            low, high = (low, middle) if enough else (middle + 1, high)
+        steps = self.steps[:low]
+        # The last step may have gained much more than was missing: others, the dearest first, need not go then.
+        for group in list(dict.fromkeys(step.group for step in reversed(steps)))[: GIVEN_BACK + 1]:
+            if gain(*self.way(steps)) <= goal * (1 + AMPLE):
+                break
+            fewer = self._without_block(steps, group)
+            if gain(*self.way(fewer)) >= goal:
+                steps = fewer
+        return self.way(steps)
+
+    def _without_block(self, steps: Sequence[Step], group: int) -> list[Step]:
+        """All steps but the last of a group that make up a block."""
+        own = [place for place, step in enumerate(steps) if step.group == group]
+        left = set(own[: max(len(own) - self.block, 0)])
+        return [step for place, step in enumerate(steps) if step.group != group or place in left]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ NARROW = {4096: 256}
 """Hidden layers of the old classifiers, narrowed: they hold nine tenths of the weights and add nothing to a test."""
 
 
-def light(name: str, seed: int = 0) -> onnx.ModelProto:
+def light(name: str, seed: int = 0, narrow: Mapping[int, int] = NARROW) -> onnx.ModelProto:
     """Return a topology with seeded weights that keep activations at the size they come in.
 
     The Softmax at the end is taken off: it would hide differences.
@@ -45,7 +46,7 @@ def light(name: str, seed: int = 0) -> onnx.ModelProto:
         graph.initializer.remove(tensor)
     for made, shape in shapes.items():
         if made in read:
-            narrowed = [NARROW.get(extent, extent) for extent in shape]
+            narrowed = [narrow.get(extent, extent) for extent in shape]
             graph.initializer.append(numpy_helper.from_array(_values(random, roles[made], narrowed), made))
     inputs = [value for value in graph.input if value.name in read and value.name not in {*stored, *shapes}]
     weights = [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in graph.initializer]

@@ -57,6 +57,7 @@ KEYS = {
     "gates": [{"name": str, "limit": float, "value": float, "ok": bool, "relation": str}],
     "metric": type(None),
     "recovery": type(None),
+    "speed": type(None),
     "repairs": list,
     "encodings": list,
     "notes": list,

@@ -154,7 +154,7 @@ ORDER = [
     {"passes", "ledger"},
     {"recovery"},
     {"analysis"},
-    {"planning"},
+    {"planning", "speed"},
     {"building"},
     {"pipeline"},
     {"attempts"},

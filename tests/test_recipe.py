@@ -172,6 +172,7 @@ def test_every_field_can_be_given_in_a_file(field: str, tmp_path: Path) -> None:
     given = {
         "target": 0.5,
         "channels": 0.25,
+        "speedup": 2.0,
         "structural": "auto",
         "criterion": "apoz",
         "sparsifier": "wanda",
