@@ -164,7 +164,7 @@ def removal_for(original: ModelLike, analysis: Analysis, recipe: Recipe, feeds: 
     Returns
     -------
     Speedup
-        The slowest of the models tried that is fast enough.
+        The slowest of the models tried that is fast enough, or the fastest where it is as good as that.
 
     Raises
     ------
@@ -189,9 +189,9 @@ def removal_for(original: ModelLike, analysis: Analysis, recipe: Recipe, feeds: 
             return tried[-1]
         # The next one is asked for what this one was predicted, put right by how wrong that was.
         goal = found.predicted * speedup * (1 + AMPLE / 2) / found.measured
-    enough = [one for one in tried if one.record.measured >= speedup * (1 - CLOSE)]
-    if not enough:
-        best = max(one.record.measured for one in tried)
+    fastest = max(tried, key=lambda one: one.record.measured)
+    best = fastest.record.measured
+    if best < speedup * (1 - CLOSE):
         raise TargetError(
             f"a speedup of {speedup:g} cannot be reached",
             reachable=best,
@@ -199,7 +199,8 @@ def removal_for(original: ModelLike, analysis: Analysis, recipe: Recipe, feeds: 
             "fast",
             hint=f"ask for less than --speedup {best:.2f}",
         )
-    return min(enough, key=lambda one: one.record.measured)
+    enough = [one for one in tried if one.record.measured >= speedup]
+    return min(enough, key=lambda one: one.record.measured, default=fastest)
 
 
 class Ways:

@@ -3,7 +3,7 @@
 ``MaxPool`` with a kernel of 1 takes every k-th row and column as ``Slice`` does, but works in the blocked layout of the
 convolutions around it: the shortcuts of residual networks without projections (He et al. 2016, option A) are not
 brought out of that layout and back. Slices behind each other become one. Where a slice starts elsewhere than at 0, or
-what it reads comes from no convolution, it is left alone.
+what it reads comes from no convolution, it is left alone. A Relu of a Relu is the first.
 
 References: https://onnx.ai/onnx/operators/onnx__Slice.html, onnx__MaxPool.html
 """
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from graphprune.ir.bodies import rename_inputs
 from graphprune.ir.graph import Graph
 from graphprune.ir.nodes import Node
 from graphprune.ir.rewriting.simplify import drop_dead, unlist_initializers
@@ -38,6 +39,10 @@ def lower(proto: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     graph = Graph(proto)
+    again: dict[str, str] = {}
+    for node in graph.main:
+        if _is_relu_again(graph, node):
+            again[node.outputs[0]] = again.get(node.inputs[0], node.inputs[0])
     nodes = {node.output[0]: node for node in result.graph.node if node.output}
     for node in graph.nodes:
         source, strides = _subsampled(graph, node)
@@ -45,9 +50,17 @@ def lower(proto: onnx.ModelProto) -> onnx.ModelProto:
             old, one = nodes[node.outputs[0]], [1] * len(strides)
             pool = helper.make_node("MaxPool", [source], old.output, old.name, kernel_shape=one, strides=strides)
             old.CopyFrom(pool)
+    for reader in result.graph.node:
+        rename_inputs(reader, again)
     drop_dead(result)
     unlist_initializers(result)
     return result
+
+
+def _is_relu_again(graph: Graph, node: Node) -> bool:
+    """Whether a node takes the positive part of what is one: where a residual branch was, for one."""
+    before = graph.producer.get(node.input(0))
+    return node.op == "Relu" and before is not None and before.op == "Relu" and node.outputs[0] not in graph.outputs
 
 
 def _goes_on(graph: Graph, node: Node) -> bool:

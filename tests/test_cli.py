@@ -19,7 +19,7 @@ import graphprune
 from graphprune import Recipe, prune
 from graphprune.recipe import Recipe as RecipeFields
 from tests import small
-from tests.commands import QUICK, Result, command
+from tests.commands import BY_RULE, BY_RULE_OPTIONS, QUICK, Result, command
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXED = {
@@ -73,8 +73,8 @@ def test_prune_by_name_and_options_anywhere_are_the_same(
         ["--target", "0.8", "--calib", data, "-q", path],
         ["-q", path, "--calib", data, "--target", "0.8"],
     ][order]
-    assert command(capfd, *given, *QUICK) == Result(0, "", "")
-    expected, _ = prune(path, Recipe(target=0.8, runs=2), data)
+    assert command(capfd, *given, *BY_RULE_OPTIONS, *QUICK) == Result(0, "", "")
+    expected, _ = prune(path, Recipe(target=0.8, runs=2, **BY_RULE), data)
     assert (tmp_path / "net.pruned.onnx").read_bytes() == expected.SerializeToString(deterministic=True)
 
 
@@ -109,6 +109,7 @@ def test_every_option_reaches_the_recipe(
         **given,
         "recover": False,
         "channels": None,
+        "speedup": None,
         "pattern": None,
         "allow_resize": ["image"],
         "custom_ops": [],

@@ -118,6 +118,24 @@ def test_what_pooling_cannot_do_is_left_alone(body: str) -> None:
     assert operators(lower(before)) == wanted
 
 
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("c = Conv (x, w) r = Relu (c) s = Relu (r) y = Neg (s)", 1),
+        ("c = Conv (x, w) r = Relu (c) s = Relu (r) t = Relu (s) y = Add (s, t)", 1),
+        ("c = Conv (x, w) r = Relu (c) y = Relu (r)", 2),
+        ("c = Conv (x, w) r = Relu (c) s = Neg (r) y = Relu (s)", 2),
+    ],
+)
+def test_a_relu_of_a_relu_is_the_first(body: str, left: int) -> None:
+    before = model(body)
+    after = lower(before)
+    onnx.checker.check_model(after, full_check=True)
+    assert operators(after)["Relu"] == left
+    for one, other in zip(results(before), results(after), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_model_given_is_not_changed() -> None:
     before = model(LOWERED["rows"][0])
     text = before.SerializeToString(deterministic=True)
