@@ -32,6 +32,8 @@ GOOD: list[dict[str, Any]] = [
     *({"target": 0.5, "encode": encoding} for encoding in ENCODINGS),
     {"target": 0.5, "encode": "auto", "recover": False},
     {"pattern": "2:4"},
+    {"speedup": 1.5},
+    {"speedup": 2, "target": 0.9, "max_drop": 0.1, "pattern": "2:4"},
     {"max_drop": 0.02},
     {"target": 0.5, "max_latency_ratio": 0.01},
     {"target": 0.5, "max_drop": 0},
@@ -89,6 +91,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
         )
     ),
     ({"pattern": "16x1"}, "--target"),
+    *(({"speedup": speedup}, "--speedup") for speedup in (1, 0.5, -2, 1001, math.inf, math.nan, True, "2")),
+    ({"speedup": 2.0, "channels": 0.5}, "--speedup"),
+    ({"speedup": 2.0, "target": 0.5, "structural": 0.5}, "--speedup"),
     ({"target": 0.5, "runs": None}, "--runs"),
     ({"target": 0.5, "max_latency_ratio": 0}, "--max-latency-ratio"),
     ({"target": 0.5, "max_latency_ratio": math.inf}, "--max-latency-ratio"),
