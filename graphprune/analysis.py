@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from graphprune.calib.calls import one_call
 from graphprune.calib.pairs import Batch
 from graphprune.calib.run import calibrate, probes_for
 from graphprune.calib.sources import SourceLike, input_specs, open_source
@@ -29,6 +30,7 @@ from graphprune.passes.fold import fold
 from graphprune.recipe import Recipe
 from graphprune.recovery.prediction import predictor, price
 from graphprune.verify.equivalence import check_canonical
+from graphprune.verify.packing_times import PackingTimes
 from graphprune.watch import Stopwatch
 
 BATCH_SIZE = 8
@@ -84,6 +86,8 @@ class Analysis:
     data : Data
     curves : list of ZeroCurve or None
         What zeroing weights is predicted to cost; None where kept weights may not change, or there is no real data.
+    packing : PackingTimes or None
+        How long products take, dense and packed; None where none are to be packed.
     """
 
     coupling: Coupling
@@ -93,6 +97,7 @@ class Analysis:
     weights_before: int
     data: Data
     curves: list[ZeroCurve] | None
+    packing: PackingTimes | None = None
 
 
 def source_for(original: Model, recipe: Recipe, calibration: SourceLike) -> Source:
@@ -154,7 +159,10 @@ def analyse(
                 scores = by_cost(scores, found)
             curves = predicted.curves  # the moments that it holds are large, and needed no more
     weights = count_weights(original.proto)
-    return Analysis(coupling, statistics, scores, found, weights, data, curves)
+    packing = None
+    if recipe.pack != "off":
+        packing = PackingTimes(one_call(source, recipe.batch), recipe.threads, recipe.provider)
+    return Analysis(coupling, statistics, scores, found, weights, data, curves, packing)
 
 
 def _scores(

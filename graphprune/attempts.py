@@ -2,6 +2,7 @@
 
 Narrower layers can be slower than wide ones, where their width suits no kernel. Such a result is built again with
 kept channels in whole blocks, and at last with all units left in place; where nothing of that helps, a gate fails.
+Packed weights cost accuracy, so they stay only where they make the whole model faster.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from graphprune.ir.cost import count_nonzero, count_weights
 from graphprune.ir.encoding.decode import decode
 from graphprune.ir.kernels import preferred_widths
 from graphprune.ir.model import Model
+from graphprune.passes import pack
 from graphprune.passes.encode import encode
 from graphprune.passes.sparsify import allowed_nonzero
-from graphprune.pipeline import Decision, Verification, decide, time_again, verify
+from graphprune.pipeline import Decision, Verification, decide, time_again, time_packed, verify
 from graphprune.recipe import Recipe
+from graphprune.verify.latency import Latency
 from graphprune.watch import Stopwatch
 
+NO_GAIN = "packed weights made the model no faster (latency x{ratio:.2f} of the same unpacked); none are packed instead"
 SLOWER = "{what} the result was slower than the original (latency x{ratio:.2f}); {instead}"
 
 
@@ -36,11 +40,13 @@ class Attempt:
     ----------
     decision : Decision
     draft : Draft
-        Its model dense, with the values that are stored.
+        Its model as it is stored, but for the encoding; what is zeroed does not count what packed weights left out.
     result : onnx.ModelProto
         The same, encoded where the recipe says so.
     verification : Verification
         Of the result.
+    gain : Latency or None
+        Of the packed model beside the same unpacked; None where nothing is packed.
     notes : tuple of str
         What was tried before and why it was given up.
     """
@@ -49,6 +55,7 @@ class Attempt:
     draft: Draft
     result: onnx.ModelProto
     verification: Verification
+    gain: Latency | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -62,7 +69,7 @@ def attempt(original: Model, analysis: Analysis, recipe: Recipe, source: Source,
     """
     found = _once(original, analysis, recipe, source, watch)
     notes: list[str] = []
-    for what, instead, safer in _safer(recipe):
+    for what, instead, safer in _safer(recipe, packed=bool(found.draft.packings)):
         if not _is_slower(found, recipe):
             break
         try:
@@ -73,7 +80,7 @@ def attempt(original: Model, analysis: Analysis, recipe: Recipe, source: Source,
         if other.verification.latency.ratio < ratio:
             notes.append(SLOWER.format(what=what, ratio=ratio, instead=instead))
             found = other
-    return replace(found, notes=tuple(notes))
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def _once(original: Model, analysis: Analysis, recipe: Recipe, source: Source, watch: Stopwatch) -> Attempt:
@@ -83,6 +90,16 @@ def _once(original: Model, analysis: Analysis, recipe: Recipe, source: Source, w
     changed = draft.kept or draft.zeroed or decision.plan.branches
     if not changed and _reaches(original, recipe.target):
         draft = Draft(original.proto)
+    gain = None
+    if draft.packings:
+        with watch.time("pack"):
+            packed = pack.apply(draft.model, draft.packings)
+            gain = time_packed(draft.model, packed, analysis, decision.plan.removed, recipe)
+        if gain.verdict != "faster":
+            plain = _once(original, analysis, replace(recipe, pack="off"), source, watch)
+            return replace(plain, notes=(NO_GAIN.format(ratio=gain.ratio), *plain.notes))
+        left = {name: count for name, count in draft.zeroed.items() if name not in draft.packings}
+        draft = replace(draft, model=packed, zeroed=left)
     with watch.time("encode"):
         result, encodings = encode(draft.model, recipe.encode)
         draft = replace(draft, model=decode(result), encodings=tuple(encodings))
@@ -92,18 +109,21 @@ def _once(original: Model, analysis: Analysis, recipe: Recipe, source: Source, w
             # A verdict that leads to another result is asked for twice: one in some hundred is chance.
             latency = time_again(original, analysis, decision.plan.removed, result, recipe, source)
             verification = replace(verification, latency=latency)
-    return Attempt(decision, draft, result, verification)
+    return Attempt(decision, draft, result, verification, gain)
 
 
 def _is_slower(found: Attempt, recipe: Recipe) -> bool:
     return found.verification.latency.verdict == "slower" and recipe.max_latency_ratio is None
 
 
-def _safer(recipe: Recipe) -> Iterator[tuple[str, str, Recipe]]:
+def _safer(recipe: Recipe, *, packed: bool) -> Iterator[tuple[str, str, Recipe]]:
     """Recipes that leave less to chance, with what was tried before and what is done instead."""
     if recipe.speedup is not None:
         return  # whole blocks as it is, and chosen by their time
     good = preferred_widths()
+    if packed:
+        recipe = replace(recipe, pack="off")
+        yield "with packed weights", "none are packed instead", recipe
     if recipe.align == "auto" and good.block > good.step and recipe.structural != 0:
         instead = f"convolutions keep multiples of {good.block} channels instead"
         yield f"with multiples of {good.step} channels kept", instead, replace(recipe, align=good.block)

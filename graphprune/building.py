@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx
 
 from graphprune.analysis import Analysis
 from graphprune.calib.pairs import Batch, Pair
 from graphprune.ir.cost import nonzero_entries
 from graphprune.ir.coupling.resizing import resized
+from graphprune.ir.graph import Graph
 from graphprune.ir.layers.layer import kernel_of
+from graphprune.ir.packing import find_sites
 from graphprune.ir.surgery import Kept, remove
+from graphprune.ir.tensors import array
 from graphprune.ledger import LayerRecord
-from graphprune.passes import sparsify
+from graphprune.passes import pack, sparsify
 from graphprune.passes.branches import cut
 from graphprune.passes.encode import Encoding
 from graphprune.passes.fold import fold
 from graphprune.passes.lower import lower
-from graphprune.passes.patterns import Choice, Pattern, largest
+from graphprune.passes.pack import Packing
+from graphprune.passes.patterns import Choice, Pattern, largest, shared_inputs
 from graphprune.planning import Plan, put_means_right
 from graphprune.recipe import Recipe
 from graphprune.recovery.repair import Zeroing, repair, solved_layers
@@ -39,6 +44,8 @@ class Draft:
         By initializer, how many of its weights were set to 0.
     repairs : tuple of LayerRecord
         What became of the layers that were solved anew.
+    packings : dict of str to Packing
+        By initializer, which zeros are to be left out; the draft's weights are dense.
     encodings : tuple of Encoding
         How weights are stored in the file; the draft's are dense.
     """
@@ -47,6 +54,7 @@ class Draft:
     kept: Kept = field(default_factory=dict)
     zeroed: dict[str, int] = field(default_factory=dict)
     repairs: tuple[LayerRecord, ...] = ()
+    packings: dict[str, Packing] = field(default_factory=dict)
     encodings: tuple[Encoding, ...] = ()
 
 
@@ -101,22 +109,52 @@ def _cut(draft: Draft, job: Job) -> Draft:
 def _sparsify(draft: Draft, job: Job) -> Draft:
     """Zero weights by magnitude: all where nothing is solved anew, else those that no layer holds."""
     if job.analysis.curves is not None:
+        packings = _packings(draft.model, job.plan.kept, job)
         layers = {layer.weight for layer, _ in solved_layers(job.analysis.coupling, draft.model)}
-        kept = {name: count for name, count in job.plan.kept.items() if name not in layers}
+        kept = {name: count for name, count in job.plan.kept.items() if name not in layers | packings.keys()}
         zeros = sparsify.smallest(draft.model, kept) if kept else {}
+        shared = set(packings) - layers
     elif job.recipe.target is None:
         return draft
     else:
         coupling = job.analysis.coupling
+        final = fold(draft.model) if job.recipe.recover else draft.model
         zeros = sparsify.plan(
             draft.model,
             sparsify.zeroable(coupling.graph, coupling.contractions),
             weights_before=job.analysis.weights_before,
             target=job.recipe.target,
-            final=fold(draft.model) if job.recipe.recover else draft.model,
+            final=final,
         )
+        entries = nonzero_entries(final)
+        packings = _packings(draft.model, {name: entries[name] - len(zeros[name]) for name in zeros}, job)
+        shared = set(packings)
+    zeros.update(_shared_zeros(draft.model, shared, packings))
     sparsify.apply(draft.model, zeros)
-    return replace(draft, zeroed={name: len(indices) for name, indices in zeros.items()})
+    return replace(draft, zeroed={name: len(indices) for name, indices in zeros.items()}, packings=packings)
+
+
+def _packings(model: onnx.ModelProto, kept: Mapping[str, int], job: Job) -> dict[str, Packing]:
+    """Decide which weights are packed, of which so many entries may stay."""
+    times = job.analysis.packing
+    if job.recipe.pack == "off" or times is None:
+        return {}
+    feeds = resized(job.analysis.coupling, job.plan.removed).cut_feeds(times.feeds)
+    return pack.plan(model, kept, feeds, times.of)
+
+
+def _shared_zeros(model: onnx.ModelProto, names: Set[str], packings: Mapping[str, Packing]) -> sparsify.Zeros:
+    """Choose the zeros of weights to pack by magnitude."""
+    if not names:
+        return {}
+    graph = Graph(model)
+    sites, zeros = find_sites(graph), {}
+    for name in names:
+        values, packing = array(graph.initializers[name]), packings[name]
+        choose = shared_inputs(packing.inputs, packing.groups)
+        kept = sites[name].stored(choose(np.abs(sites[name].matrix(values))[None])[0], values.shape)
+        zeros[name] = np.flatnonzero((kept == 0) & (values != 0))
+    return zeros
 
 
 def _repair(draft: Draft, job: Job) -> Draft:
@@ -130,21 +168,22 @@ def _repair(draft: Draft, job: Job) -> Draft:
     def pair(original: onnx.ModelProto, model: onnx.ModelProto) -> Pair:
         return Pair(original, model, job.batches, change=change, custom_ops=job.recipe.custom_ops)
 
-    zeroing = Zeroing(_choices(draft.model, job), job.recipe.sparsifier)
+    zeroing = Zeroing(_choices(draft.model, job, draft.packings), job.recipe.sparsifier)
     repairs = repair(analysis.coupling, plan.removed, draft.model, pair, zeroing)
     after = nonzero_entries(draft.model)
     zeroed = {name: before[name] - after[name] for name in plan.kept if before[name] > after[name]}
     return replace(draft, zeroed={**draft.zeroed, **zeroed}, repairs=tuple(repairs))
 
 
-def _choices(model: onnx.ModelProto, job: Job) -> dict[str, Choice]:
+def _choices(model: onnx.ModelProto, job: Job, packings: Mapping[str, Packing]) -> dict[str, Choice]:
     pattern = None if job.recipe.pattern is None else Pattern.parse(job.recipe.pattern)
     dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shared = {name: shared_inputs(packing.inputs, packing.groups) for name, packing in packings.items()}
     return {
         name: largest(count) if pattern is None else pattern.choice(count, kernel_of(dims[name]))
         for name, count in job.plan.kept.items()
         if name in dims
-    }
+    } | shared
 
 
 def _fold(draft: Draft, job: Job) -> Draft:

@@ -21,7 +21,7 @@ from graphprune.figures import gate_text
 from graphprune.ir.model import save
 from graphprune.output import check_decoded, check_output, write
 from graphprune.progress import progress_bar
-from graphprune.recipe import CRITERIA, ENCODINGS, SPARSIFIERS, Recipe, read_recipe
+from graphprune.recipe import CRITERIA, ENCODINGS, PACKINGS, SPARSIFIERS, Recipe, read_recipe
 from graphprune.verify.gate import Gate
 
 INTERRUPTED = 130
@@ -93,6 +93,13 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> s
     help="Channels that convolutions keep are a multiple of this: a number, auto (what is fast here), or off.",
 )
 @click.option("--pattern", metavar="P", help="Where zeros may be: N:M input channels, or blocks INPUTSxOUTPUTS.")
+@click.option(
+    "--pack",
+    default="off",
+    show_default=True,
+    metavar="K",
+    help=f"Zeros in blocks that products leave out, where that is faster: {', '.join(PACKINGS)}.",
+)
 @click.option("--no-recover", is_flag=True, help="Plain removal and zeroing: kept weights stay bit-identical.")
 @click.option(
     "--encode",

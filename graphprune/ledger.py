@@ -230,6 +230,39 @@ class SpeedRecord:
 
 
 @dataclass(frozen=True)
+class PackedRecord:
+    """One weight that is stored, and multiplied by, without the zeros that groups of its outputs share.
+
+    Attributes
+    ----------
+    weight, node, op : str
+        The initializer, as `Ledger.kept` and the original name it, and the node that multiplied by it.
+    groups : int
+        Groups that the outputs fall into.
+    columns : int
+        Outputs of a group (V); the last may have fewer.
+    inputs : int
+        Inputs that each group reads (k).
+    blocks, indices : str
+        Initializers of the result: the groups' weights, shape (groups, columns, inputs), of a convolution
+        (groups * columns, inputs, 1, ...); and which inputs they read, shape (groups, inputs) or flat.
+    dense_ms, packed_ms : float
+        What the product alone takes in one call: this decided that it is packed.
+    """
+
+    weight: str
+    node: str
+    op: str
+    groups: int
+    columns: int
+    inputs: int
+    blocks: str
+    indices: str
+    dense_ms: float
+    packed_ms: float
+
+
+@dataclass(frozen=True)
 class ResizedRecord:
     """A graph input or output that lost positions.
 
@@ -295,6 +328,10 @@ class Ledger:
         What the removal was predicted and measured to gain, where a speedup was asked for.
     repairs : list of LayerRecord
         Layers whose weights were solved anew.
+    packed : list of PackedRecord
+        Weights that are packed. What they leave out is no longer in the file: it counts as removed, not as zeroed.
+    packed_latency : Latency or None
+        Of the result, before it is encoded, beside the same with dense weights; None where nothing is packed.
     encodings : list of EncodingRecord
         How the weights are stored; none where nothing was to be encoded.
     seconds : dict of str to float
@@ -325,6 +362,8 @@ class Ledger:
     speed: SpeedRecord | None = None
     repairs: list[LayerRecord] = field(default_factory=list)
     resized: dict[str, ResizedRecord] = field(default_factory=dict)
+    packed: list[PackedRecord] = field(default_factory=list)
+    packed_latency: Latency | None = None
     encodings: list[EncodingRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)

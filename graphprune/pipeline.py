@@ -257,6 +257,15 @@ def time_again(
     return _latency(original.path or original.proto, result, feeds, longer, resized(analysis.coupling, removed))
 
 
+def time_packed(
+    unpacked: onnx.ModelProto, packed: onnx.ModelProto, analysis: Analysis, removed: BoolArray, recipe: Recipe
+) -> Latency:
+    """Time a result with packed weights beside the same with dense ones."""
+    assert analysis.packing is not None
+    feeds = resized(analysis.coupling, removed).cut_feeds(analysis.packing.feeds)
+    return _latency(unpacked, packed, feeds, recipe, SAME)
+
+
 def compare_runs(
     before: ModelLike, after: ModelLike, feeds: Feeds, recipe: Recipe, source: Source, change: Resized = SAME
 ) -> tuple[Fidelity, Latency]:

@@ -23,6 +23,7 @@ else:
 CRITERIA = ("auto", "obs", "apoz", "activation", "l1", "l2", "taylor", "random")
 SPARSIFIERS = ("admm", "obs", "wanda", "magnitude")
 ENCODINGS = ("off", "auto", "fp16")
+PACKINGS = ("off", "auto")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class Recipe:
     pattern : str or None
         Where zeros may be: ``"2:4"`` keeps two of every four input channels, ``"16x1"`` zeros blocks of 16 inputs by 1
         output. Anywhere by default.
+    pack : str
+        One of `PACKINGS`: ``"auto"`` lets groups of outputs share the inputs that they keep, in layers that a product
+        without zeros makes faster, and stores those layers without zeros.
     recover : bool
         Whether kept weights may change to repair what a removal did; where not, they stay bit-identical.
     encode : str
@@ -96,6 +100,7 @@ class Recipe:
     sparsifier: str = "admm"
     align: int | Literal["auto", "off"] = "auto"
     pattern: str | None = None
+    pack: str = "off"
     recover: bool = True
     encode: str = "off"
     max_latency_ratio: float | None = None
@@ -124,6 +129,8 @@ class Recipe:
             raise RecipeError(
                 "blocks leave open how many weights become zero", where="--pattern", hint="give --target as well"
             )
+        if self.pack != "off":
+            self._demand_packable()
         if self.encode == "fp16" and not self.recover:
             raise RecipeError(
                 "--no-recover keeps weights bit-identical, and --encode fp16 rounds them", hint="give --encode auto"
@@ -146,6 +153,21 @@ class Recipe:
     def _asks(self) -> bool:
         """Whether it says how much is to go."""
         return any(value is not None for value in (self.target, self.channels, self.speedup, self.pattern))
+
+    def _demand_packable(self) -> None:
+        """Demand that there are zeros to pack, and that nothing else says where they are."""
+        if self.pattern is not None:
+            raise RecipeError(
+                "--pack and --pattern both say where zeros may be",
+                where=f"--pack {self.pack}, --pattern {self.pattern}",
+                hint="give one of them",
+            )
+        if self.target is None and not self.searches:
+            raise RecipeError(
+                "--pack packs zeros, and no zeros are asked for",
+                where=f"--pack {self.pack}",
+                hint="give --target as well, or --max-drop alone",
+            )
 
     def _demand_drop(self) -> None:
         """Demand that the largest drop is in the units of what it is on."""
@@ -276,6 +298,7 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: 1 <= value <= 1024 if _whole(value) else isinstance(value, str) and value in ("auto", "off"),
         '"auto", "off", or a whole number from 1 to 1024',
     ),
+    "pack": (lambda value: isinstance(value, str) and value in PACKINGS, f"one of {', '.join(PACKINGS)}"),
     "recover": (lambda value: isinstance(value, bool), "true or false"),
     "encode": (lambda value: isinstance(value, str) and value in ENCODINGS, f"one of {', '.join(ENCODINGS)}"),
     "max_latency_ratio": (lambda value: _number(value) and value > 0 and _finite(value), "above 0"),

@@ -57,6 +57,7 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
     _say(console, _proof(ledger))
     for name, change in ledger.resized.items():
         _say(console, escape(f"resized {name}: {_shape(change.before)} -> {_shape(change.after)}"))
+    _print_packed(ledger, console)
     _print_encodings(ledger.encodings, console)
     _print_fidelity(ledger.fidelity, ledger.calibration.source, console)
     _print_recovery(ledger.recovery, console)
@@ -137,6 +138,22 @@ def _print_recovery(recovery: RecoveryRecord | None, console: Console) -> None:
         "on held-out samples" if recovery.held_out else "on the samples it was computed from (too few to hold any out)"
     )
     _say(console, f"{where}: error {recovery.measured_l2:.4f}, predicted {recovery.predicted_l2:.4f}{agreement}")
+
+
+def _print_packed(ledger: Ledger, console: Console) -> None:
+    """Tell which weights are packed, and what the whole model gains."""
+    if ledger.packed_latency is None:
+        return
+    low, high = ledger.packed_latency.ratio_ci
+    names = _some([record.weight for record in ledger.packed])
+    count = len(ledger.packed)
+    _say(
+        console,
+        escape(
+            f"packed {count} weight{'s' * (count > 1)} ({names}): latency x{ledger.packed_latency.ratio:.2f} "
+            f"[{low:.2f}, {high:.2f}] of the same unpacked"
+        ),
+    )
 
 
 def _print_encodings(encodings: Sequence[EncodingRecord], console: Console) -> None:

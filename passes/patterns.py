@@ -1,4 +1,4 @@
-"""Which entries of a layer's matrix may stay: the largest of all, n of every m, or whole blocks.
+"""Which entries of a layer's matrix may stay: the largest of all, n of every m, whole blocks, or some inputs.
 
 A choice takes magnitudes, shape (groups, width, outputs), and gives what stays.
 """
@@ -77,6 +77,30 @@ def blocks(count: int, inputs: int, outputs: int) -> Choice:
         kept[stays] = True
         spread = kept.reshape(energy.shape).repeat(inputs, axis=1).repeat(outputs, axis=2)
         return np.asarray(spread[:, :width, :columns])
+
+    return choose
+
+
+def shared_inputs(count: int, groups: int) -> Choice:
+    """Return the choice, for every group of columns, of the inputs with the most energy, as many for each group.
+
+    Parameters
+    ----------
+    count : int
+        How many of all inputs a group keeps.
+    groups : int
+        Into how many groups the columns fall: of one size, but for the last, which may be smaller.
+    """
+
+    def choose(magnitudes: Magnitudes) -> BoolArray:
+        outputs = magnitudes.shape[2]
+        columns = -(-outputs // groups)
+        squared = np.square(magnitudes, dtype=np.float64)
+        energy = np.add.reduceat(squared, np.arange(0, outputs, columns), axis=2)
+        order = np.argsort(-energy, axis=1, kind="stable")
+        kept = np.zeros(energy.shape, dtype=np.bool_)
+        np.put_along_axis(kept, order[:, :count], values=True, axis=1)
+        return np.asarray(kept.repeat(columns, axis=2)[:, :, :outputs])
 
     return choose
 
