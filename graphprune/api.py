@@ -13,10 +13,11 @@ from graphprune.analysis import analyse, source_for
 from graphprune.attempts import attempt
 from graphprune.calib.calls import one_call
 from graphprune.calib.sources import SourceLike
+from graphprune.entries import CalibrationRecord, DeclinedRecord, FileRecord, GroupRecord, ReasonRecord
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs
 from graphprune.ir.model import Model, from_proto, load
-from graphprune.ledger import CalibrationRecord, DeclinedRecord, FileRecord, GroupRecord, Ledger, ReasonRecord
+from graphprune.ledger import Ledger
 from graphprune.notes import notes_on
 from graphprune.passes import trim
 from graphprune.passes.choice import take

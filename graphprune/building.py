@@ -10,6 +10,7 @@ import onnx
 
 from graphprune.analysis import Analysis
 from graphprune.calib.pairs import Batch, Pair
+from graphprune.entries import LayerRecord
 from graphprune.ir.cost import nonzero_entries
 from graphprune.ir.coupling.resizing import resized
 from graphprune.ir.graph import Graph
@@ -17,7 +18,6 @@ from graphprune.ir.layers.layer import kernel_of
 from graphprune.ir.packing import find_sites
 from graphprune.ir.surgery import Kept, remove
 from graphprune.ir.tensors import array
-from graphprune.ledger import LayerRecord
 from graphprune.passes import pack, sparsify
 from graphprune.passes.branches import cut
 from graphprune.passes.encode import Encoding

@@ -21,7 +21,8 @@ from graphprune.figures import gate_text
 from graphprune.ir.model import save
 from graphprune.output import check_decoded, check_output, write
 from graphprune.progress import progress_bar
-from graphprune.recipe import CRITERIA, ENCODINGS, PACKINGS, SPARSIFIERS, Recipe, read_recipe
+from graphprune.recipe import Recipe, read_recipe
+from graphprune.values import CRITERIA
 from graphprune.verify.gate import Gate
 
 INTERRUPTED = 130
@@ -61,53 +62,7 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> s
 
 @cli.command("prune")
 @click.argument("model", type=options.existing_file)
-@click.option("--target", type=float, metavar="T", help="Fraction of all float weights that must be gone, 0 <= T < 1.")
-@click.option("--channels", type=float, metavar="F", help="Remove this fraction of every group's units.")
-@click.option("--speedup", type=float, metavar="S", help="Remove units until the model is this many times as fast.")
-@click.option(
-    "--structural",
-    default="auto",
-    show_default=True,
-    metavar="S",
-    help="Share of the target met by removing units: auto, or 0 (zeros only) to 1 (removal only).",
-)
-@click.option(
-    "--criterion",
-    default="auto",
-    show_default=True,
-    metavar="C",
-    help=f"What orders the units that go: {', '.join(CRITERIA)}.",
-)
-@click.option(
-    "--sparsifier",
-    default="admm",
-    show_default=True,
-    metavar="Z",
-    help=f"What chooses the weights to zero: {', '.join(SPARSIFIERS)}.",
-)
-@click.option(
-    "--align",
-    default="auto",
-    show_default=True,
-    metavar="A",
-    help="Channels that convolutions keep are a multiple of this: a number, auto (what is fast here), or off.",
-)
-@click.option("--pattern", metavar="P", help="Where zeros may be: N:M input channels, or blocks INPUTSxOUTPUTS.")
-@click.option(
-    "--pack",
-    default="off",
-    show_default=True,
-    metavar="K",
-    help=f"Zeros in blocks that products leave out, where that is faster: {', '.join(PACKINGS)}.",
-)
-@click.option("--no-recover", is_flag=True, help="Plain removal and zeroing: kept weights stay bit-identical.")
-@click.option(
-    "--encode",
-    default="off",
-    show_default=True,
-    metavar="E",
-    help=f"How sparse weights are stored: {', '.join(ENCODINGS)} (rounded).",
-)
+@options.pruning
 @options.resize
 @options.calibration
 @options.custom_ops

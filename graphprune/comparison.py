@@ -9,10 +9,10 @@ from graphprune import record
 from graphprune.analysis import source_for
 from graphprune.calib.calls import one_call
 from graphprune.calib.sources import InputSpec, SourceLike, input_specs
+from graphprune.entries import Change, FileRecord
 from graphprune.errors import ModelError
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.model import Model
-from graphprune.ledger import Change, FileRecord
 from graphprune.notes import notes_on
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.pipeline import compare_runs, demand_runnable, metric_of

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from graphprune.comparison import Comparison
-from graphprune.ledger import Change, Ledger
+from graphprune.entries import Change
+from graphprune.ledger import Ledger
 from graphprune.verify.gate import Gate
 from graphprune.verify.latency import Latency
 from graphprune.verify.metric import Metric

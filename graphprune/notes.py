@@ -10,9 +10,9 @@ import numpy as np
 from graphprune.analysis import Analysis
 from graphprune.attempts import Attempt
 from graphprune.calib.stream import Source
+from graphprune.entries import RecoveryRecord
 from graphprune.ir.coupling.resizing import Resized, freed, resized
 from graphprune.ir.coupling.units import BoolArray, Coupling
-from graphprune.ledger import RecoveryRecord
 from graphprune.passes import trim
 from graphprune.pipeline import Verification
 from graphprune.recipe import Recipe

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import onnx
 
+from graphprune.entries import Change, FileRecord
 from graphprune.errors import RecipeError
 from graphprune.ir.model import Model, write_draft
 from graphprune.ir.publication import data_file, publication, real_path
-from graphprune.ledger import Change, FileRecord, Ledger
+from graphprune.ledger import Ledger
 
 
 def check_output(

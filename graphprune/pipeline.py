@@ -13,6 +13,7 @@ from graphprune.building import build
 from graphprune.calib.calls import one_call
 from graphprune.calib.pairs import Track
 from graphprune.calib.stream import Source
+from graphprune.entries import RecoveryRecord, SpeedRecord
 from graphprune.errors import RecipeError, TargetError
 from graphprune.ir.coupling.resizing import SAME, Resized, resized
 from graphprune.ir.coupling.units import BoolArray
@@ -20,7 +21,6 @@ from graphprune.ir.kernels import widths
 from graphprune.ir.model import Model
 from graphprune.ir.session import Feeds, ModelLike, demand_provider
 from graphprune.ir.surgery import remove
-from graphprune.ledger import RecoveryRecord, SpeedRecord
 from graphprune.passes import trim
 from graphprune.planning import Plan, by_share, plan, with_zeros
 from graphprune.recipe import Recipe

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from graphprune.analysis import Analysis
+from graphprune.entries import RecoveryRecord
 from graphprune.errors import TargetError
 from graphprune.ir.cost import count_weights, macs_by_weight, nonzero_entries, weights_left
 from graphprune.ir.coupling.units import BoolArray, Coupling
@@ -18,7 +19,6 @@ from graphprune.ir.kernels import widths
 from graphprune.ir.layers.layer import Layer, kernel_of
 from graphprune.ir.layers.writing import add_biases
 from graphprune.ir.surgery import remove
-from graphprune.ledger import RecoveryRecord
 from graphprune.passes import compensate, trim
 from graphprune.passes.allocation import in_order, share_whole, share_zeros
 from graphprune.passes.branches import Branch, cut

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 from graphprune.errors import RecipeError
-from graphprune.imports import is_reference
+from graphprune.values import demand, plain
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-CRITERIA = ("auto", "obs", "apoz", "activation", "l1", "l2", "taylor", "random")
-SPARSIFIERS = ("admm", "obs", "wanda", "magnitude")
-ENCODINGS = ("off", "auto", "fp16")
-PACKINGS = ("off", "auto")
 
 
 @dataclass(frozen=True)
@@ -43,9 +34,9 @@ class Recipe:
         Share of `target` to be met by removing units, in [0, 1]: 1 is removal only, 0 zeros only. ``"auto"`` removes
         the units that the criterion's rule names, as far as the outputs bear it.
     criterion : str
-        One of `CRITERIA`: how units are ordered. ``"auto"`` takes for every group the order of least predicted error.
+        One of `values.CRITERIA`: how units are ordered. ``"auto"`` takes for every group the order of least predicted error.
     sparsifier : str
-        One of `SPARSIFIERS`: how the weights to zero are chosen where kept weights may change.
+        One of `values.SPARSIFIERS`: how the weights to zero are chosen where kept weights may change.
     align : int, "auto" or "off"
         What the number of channels that convolutions keep is a multiple of, from 1 to 1024: ``"auto"`` takes what ONNX
         Runtime's kernels on this machine are fast at, ``"off"`` any number.
@@ -53,12 +44,12 @@ class Recipe:
         Where zeros may be: ``"2:4"`` keeps two of every four input channels, ``"16x1"`` zeros blocks of 16 inputs by 1
         output. Anywhere by default.
     pack : str
-        One of `PACKINGS`: ``"auto"`` lets groups of outputs share the inputs that they keep, in layers that a product
+        One of `values.PACKINGS`: ``"auto"`` lets groups of outputs share the inputs that they keep, in layers that a product
         without zeros makes faster, and stores those layers without zeros.
     recover : bool
         Whether kept weights may change to repair what a removal did; where not, they stay bit-identical.
     encode : str
-        One of `ENCODINGS`: how weights are stored in the file. ``"auto"`` stores sparse ones by their entries alone, to
+        One of `values.ENCODINGS`: how weights are stored in the file. ``"auto"`` stores sparse ones by their entries alone, to
         the last bit the same; ``"fp16"`` rounds what it stores to float16.
     max_latency_ratio, max_drop : float or None
         Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]). `max_drop` without
@@ -122,8 +113,8 @@ class Recipe:
             )
         for field in fields(self):
             value = getattr(self, field.name)
-            _demand(field.name, value)
-            object.__setattr__(self, field.name, _plain(value))
+            demand(field.name, value)
+            object.__setattr__(self, field.name, plain(value))
         self._demand_drop()
         if self.pattern is not None and "x" in self.pattern and self.target is None:
             raise RecipeError(
@@ -227,7 +218,7 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     for key, value in values.items():
         if key not in known:
             raise RecipeError(f"a recipe has no {key!r}", where=str(path), hint=f"it has {', '.join(sorted(known))}")
-        _demand(key, value)
+        demand(key, value)
     return values
 
 
@@ -243,94 +234,3 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError("the TOML file cannot be read", where=str(path), why=str(error)) from error
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_pattern(value: str) -> bool:
-    found = re.fullmatch(r"([1-9]\d{0,3})([:x])([1-9]\d{0,3})", value)
-    return found is not None and (found[2] == "x" or int(found[1]) < int(found[3]))
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value)
-
-
-def _plain(value: Any) -> Any:
-    """Return a number of any kind, NumPy's for example, as Python's own, a list as a tuple; anything else as it is."""
-    if isinstance(value, list):
-        return tuple(value)
-    return int(value) if _whole(value) else float(value) if _number(value) else value
-
-
-_DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "target": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
-    "channels": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
-    "speedup": (lambda value: _number(value) and 1 < value <= 1000, "above 1 and at most 1000"),
-    "structural": (
-        lambda value: 0 <= value <= 1 if _number(value) else isinstance(value, str) and value == "auto",
-        '"auto", or from 0 to 1',
-    ),
-    "criterion": (lambda value: isinstance(value, str) and value in CRITERIA, f"one of {', '.join(CRITERIA)}"),
-    "sparsifier": (lambda value: isinstance(value, str) and value in SPARSIFIERS, f"one of {', '.join(SPARSIFIERS)}"),
-    "pattern": (
-        lambda value: isinstance(value, str) and _is_pattern(value),
-        "N:M with 0 < N < M (2:4), or INPUTSxOUTPUTS of a block (16x1)",
-    ),
-    "align": (
-        lambda value: 1 <= value <= 1024 if _whole(value) else isinstance(value, str) and value in ("auto", "off"),
-        '"auto", "off", or a whole number from 1 to 1024',
-    ),
-    "pack": (lambda value: isinstance(value, str) and value in PACKINGS, f"one of {', '.join(PACKINGS)}"),
-    "recover": (lambda value: isinstance(value, bool), "true or false"),
-    "encode": (lambda value: isinstance(value, str) and value in ENCODINGS, f"one of {', '.join(ENCODINGS)}"),
-    "max_latency_ratio": (lambda value: _number(value) and value > 0 and _finite(value), "above 0"),
-    "max_drop": (lambda value: _number(value) and value >= 0 and _finite(value), "a number, at least 0"),
-    "min_speedup": (lambda value: _number(value) and value > 0 and _finite(value), "above 0"),
-    "metric": (lambda value: isinstance(value, str) and is_reference(value), "module:function"),
-    "allow_resize": (_names, "a list of names of graph inputs and outputs"),
-    "custom_ops": (_names, "a list of paths of shared libraries"),
-    "threads": (lambda value: _whole(value) and 1 <= value <= 1024, "a whole number from 1 to 1024"),
-    "batch": (lambda value: _whole(value) and 1 <= value <= 65_536, "a whole number from 1 to 65536"),
-    "provider": (
-        lambda value: isinstance(value, str) and bool(value),
-        "the name of an execution provider of ONNX Runtime, such as CUDAExecutionProvider",
-    ),
-    "runs": (lambda value: _whole(value) and 2 <= value <= 1_000_000, "a whole number from 2 to 1000000"),
-    "seed": (lambda value: _whole(value) and value >= 0, "a whole number, at least 0"),
-}
-
-_OPTIONAL = (
-    "target",
-    "channels",
-    "speedup",
-    "pattern",
-    "max_latency_ratio",
-    "max_drop",
-    "min_speedup",
-    "metric",
-    "batch",
-)
-
-
-def _demand(name: str, value: Any) -> None:
-    holds, words = _DEMANDS[name]
-    if not holds(value) and not (value is None and name in _OPTIONAL):
-        raise RecipeError(f"{_option(name)} must be {words}, not {value!r}", where=_option(name))

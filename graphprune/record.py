@@ -13,6 +13,19 @@ import numpy as np
 from graphprune.analysis import Analysis
 from graphprune.attempts import Attempt
 from graphprune.calib.stream import Source
+from graphprune.entries import (
+    CalibrationRecord,
+    Change,
+    DeclinedRecord,
+    EncodingRecord,
+    FileRecord,
+    GroupRecord,
+    PackedRecord,
+    ReasonRecord,
+    RecoveryRecord,
+    ResizedRecord,
+    WeightRecord,
+)
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.coupling.atoms import IdArray, support
 from graphprune.ir.coupling.resizing import SAME, Resized, resized
@@ -22,20 +35,7 @@ from graphprune.ir.graph import Graph
 from graphprune.ir.model import Model, fingerprint
 from graphprune.ir.shapes.inference import Shape
 from graphprune.ir.surgery import kept_indices
-from graphprune.ledger import (
-    CalibrationRecord,
-    Change,
-    DeclinedRecord,
-    EncodingRecord,
-    FileRecord,
-    GroupRecord,
-    Ledger,
-    PackedRecord,
-    ReasonRecord,
-    RecoveryRecord,
-    ResizedRecord,
-    WeightRecord,
-)
+from graphprune.ledger import Ledger
 from graphprune.notes import notes_of
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.choice import CROSSING, queues

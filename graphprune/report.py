@@ -15,17 +15,9 @@ from rich.table import Table
 
 from graphprune.api import Inspection
 from graphprune.comparison import Comparison
+from graphprune.entries import DeclinedRecord, EncodingRecord, GroupRecord, ReasonRecord, RecoveryRecord, SpeedRecord
 from graphprune.figures import comparison_rows, gate_text, ledger_rows
-from graphprune.ledger import (
-    DeclinedRecord,
-    EncodingRecord,
-    GroupRecord,
-    Ledger,
-    ReasonRecord,
-    RecoveryRecord,
-    SpeedRecord,
-    finite,
-)
+from graphprune.ledger import Ledger, finite
 from graphprune.verify.fidelity import Fidelity
 from graphprune.verify.gate import Gate
 

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 
 from graphprune.analysis import Analysis
+from graphprune.entries import SpeedRecord
 from graphprune.errors import TargetError
 from graphprune.ir.coupling.resizing import resized
 from graphprune.ir.coupling.units import BoolArray, Coupling
@@ -26,7 +27,6 @@ from graphprune.ir.kernels import widths
 from graphprune.ir.session import Feeds, ModelLike
 from graphprune.ir.shapes.inference import Shape
 from graphprune.ir.surgery import remove
-from graphprune.ledger import SpeedRecord
 from graphprune.passes import trim
 from graphprune.passes.allocation import in_order
 from graphprune.passes.branches import Branch, cut, find_branches

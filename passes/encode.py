@@ -25,7 +25,7 @@ from graphprune.ir.encoding.decode import decode, store
 from graphprune.ir.encoding.decoders import FIRST, FORMS, KINDS, MARK, VERSION, Decoder, Stored, decoder
 from graphprune.ir.encoding.sites import Site, find_sites, free_prefix, in_memory, opset_of
 from graphprune.ir.tensors import array
-from graphprune.recipe import ENCODINGS
+from graphprune.values import ENCODINGS
 
 SETS: tuple[tuple[str, ...], ...] = (FORMS, ("dense", "gaps"), ("dense",))
 """Forms that a model may use: all its bitmaps share a table, which few small weights do not pay for."""

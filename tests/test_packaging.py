@@ -148,7 +148,8 @@ def layer(name: str) -> str:
 
 ORDER = [
     {"errors", "watch"},
-    {"imports"},
+    {"entries", "imports"},
+    {"values"},
     {"ir", "recipe"},
     {"calib", "finetune", "verify"},
     {"passes", "ledger"},

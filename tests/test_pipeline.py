@@ -14,9 +14,9 @@ from graphprune.analysis import Analysis, analyse, source_for
 from graphprune.api import as_model
 from graphprune.building import PASSES, build
 from graphprune.calib.sources import input_specs, open_source
+from graphprune.entries import WeightRecord
 from graphprune.ir.cost import count_nonzero, count_weights
 from graphprune.ir.surgery import remove
-from graphprune.ledger import WeightRecord
 from graphprune.passes import trim
 from graphprune.passes.choice import take
 from graphprune.pipeline import Trials, Verification, by_rule, decide, search, trial_error, verify

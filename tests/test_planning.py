@@ -14,10 +14,10 @@ from graphprune import Ledger, Recipe, TargetError, prune
 from graphprune.analysis import Analysis, analyse
 from graphprune.api import as_model
 from graphprune.calib.sources import input_specs, open_source
+from graphprune.entries import RecoveryRecord
 from graphprune.ir.cost import count_nonzero, count_weights
 from graphprune.ir.graph import Graph
 from graphprune.ir.layers.layer import find_layers, kernel_of
-from graphprune.ledger import RecoveryRecord
 from graphprune.passes.canonicalize import canonicalize
 from graphprune.passes.fold import fold
 from graphprune.pipeline import Trials

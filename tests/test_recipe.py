@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from graphprune.errors import RecipeError
-from graphprune.recipe import CRITERIA, ENCODINGS, SPARSIFIERS, Recipe, read_recipe
+from graphprune.recipe import Recipe, read_recipe
+from graphprune.values import CRITERIA, ENCODINGS, SPARSIFIERS
 
 GOOD: list[dict[str, Any]] = [
     {"target": 0},

@@ -13,7 +13,7 @@ from rich.console import Console
 from graphprune import Ledger, Recipe, prune
 from graphprune.api import Inspection, as_model, inspect
 from graphprune.comparison import Comparison, compare
-from graphprune.ledger import DeclinedRecord, FileRecord, ReasonRecord
+from graphprune.entries import DeclinedRecord, FileRecord, ReasonRecord
 from graphprune.report import print_comparison, print_inspection, print_ledger, to_json
 from graphprune.verify.gate import Gate
 from tests import small

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import onnx
 
 from graphprune.calib.pairs import Pair
+from graphprune.entries import LayerRecord
 from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.graph import Graph
 from graphprune.ir.layers.layer import Layer, find_layers
 from graphprune.ir.layers.writing import add_biases, drop_biases, write
 from graphprune.ir.tensors import array
-from graphprune.ledger import LayerRecord
 from graphprune.passes.damping import damping
 from graphprune.passes.patterns import Choice, within
 from graphprune.passes.ridge import Centred, SecondMoments, solve
