@@ -34,7 +34,8 @@ class Recipe:
         Share of `target` to be met by removing units, in [0, 1]: 1 is removal only, 0 zeros only. ``"auto"`` removes
         the units that the criterion's rule names, as far as the outputs bear it.
     criterion : str
-        One of `values.CRITERIA`: how units are ordered. ``"auto"`` takes for every group the order of least predicted error.
+        One of `values.CRITERIA`: how units are ordered. ``"auto"`` takes for every group the order of least predicted
+        error.
     sparsifier : str
         One of `values.SPARSIFIERS`: how the weights to zero are chosen where kept weights may change.
     align : int, "auto" or "off"
@@ -44,13 +45,13 @@ class Recipe:
         Where zeros may be: ``"2:4"`` keeps two of every four input channels, ``"16x1"`` zeros blocks of 16 inputs by 1
         output. Anywhere by default.
     pack : str
-        One of `values.PACKINGS`: ``"auto"`` lets groups of outputs share the inputs that they keep, in layers that a product
-        without zeros makes faster, and stores those layers without zeros.
+        One of `values.PACKINGS`: ``"auto"`` lets groups of outputs share the inputs that they keep, in layers that a
+        product without zeros makes faster, and stores those layers without zeros.
     recover : bool
         Whether kept weights may change to repair what a removal did; where not, they stay bit-identical.
     encode : str
-        One of `values.ENCODINGS`: how weights are stored in the file. ``"auto"`` stores sparse ones by their entries alone, to
-        the last bit the same; ``"fp16"`` rounds what it stores to float16.
+        One of `values.ENCODINGS`: how weights are stored in the file. ``"auto"`` stores sparse ones by their entries
+        alone, to the last bit the same; ``"fp16"`` rounds what it stores to float16.
     max_latency_ratio, max_drop : float or None
         Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]). `max_drop` without
         `target`, `channels`, `speedup` and `pattern` asks for the largest sparsity that holds it.
