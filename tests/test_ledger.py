@@ -58,6 +58,8 @@ KEYS = {
     "metric": type(None),
     "recovery": type(None),
     "repairs": list,
+    "packed": list,
+    "packed_latency": type(None),
     "encodings": list,
     "notes": list,
     "seconds": dict,
