@@ -59,6 +59,8 @@ KEYS = {
     "recovery": type(None),
     "speed": type(None),
     "repairs": list,
+    "packed": list,
+    "packed_latency": type(None),
     "encodings": list,
     "notes": list,
     "seconds": dict,

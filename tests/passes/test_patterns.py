@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from graphprune.passes.patterns import Pattern, blocks, largest, n_of_m, within
+from graphprune.passes.patterns import Pattern, blocks, largest, n_of_m, shared_inputs, within
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -82,3 +82,17 @@ def test_a_choice_among_some_entries_alone() -> None:
     assert kept.sum() == 5
     assert set(magnitudes[kept]) == set(np.sort(magnitudes[allowed])[-5:])
     assert within(allowed, largest(20))(magnitudes).sum() == allowed.sum()
+
+
+@pytest.mark.parametrize(("outputs", "groups"), [(6, 1), (6, 3), (7, 3), (5, 5)])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_inputs_that_groups_of_columns_share(outputs: int, groups: int, count: int) -> None:
+    magnitudes = draw(2, 8, outputs)
+    kept = shared_inputs(count, groups)(magnitudes)
+    columns = -(-outputs // groups)
+    for start in range(0, outputs, columns):
+        energy = np.square(magnitudes[:, :, start : start + columns]).sum(axis=2)
+        for stack in range(2):
+            best = set(np.argsort(energy[stack])[8 - count :])
+            expected = [[row in best] * len(kept[stack, row, start : start + columns]) for row in range(8)]
+            assert kept[stack, :, start : start + columns].tolist() == expected
