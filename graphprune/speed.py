@@ -43,6 +43,8 @@ CLOSE = 0.03
 """How much less than the speedup asked for is near enough: two measurements differ by as much."""
 AMPLE = 0.06
 """How much more is too much."""
+TRUST = 1 / 3
+"""How wrong a prediction is taken to be at most; a measurement that is further off is disturbed."""
 GIVEN_BACK = 8
 """Groups that may get a block back where that still leaves the model fast enough."""
 
@@ -114,6 +116,8 @@ class Forecast:
 
     def measured(self, removed: BoolArray, branches: tuple[Branch, ...] = ()) -> float:
         """Return the speedup as it is timed; weights are as they were, which makes no difference."""
+        if not removed.any() and not branches:
+            return 1.0
         recipe = self.recipe
         latency = compare_latency(
             self.original,
@@ -188,7 +192,8 @@ def removal_for(original: ModelLike, analysis: Analysis, recipe: Recipe, feeds: 
         if 0 <= found.measured / speedup - 1 <= AMPLE:
             return tried[-1]
         # The next one is asked for what this one was predicted, put right by how wrong that was.
-        goal = found.predicted * speedup * (1 + AMPLE / 2) / found.measured
+        off = np.clip(found.predicted / found.measured, 1 - TRUST, 1 + TRUST)
+        goal = speedup * (1 + AMPLE / 2) * float(off)
     fastest = max(tried, key=lambda one: one.record.measured)
     best = fastest.record.measured
     if best < speedup * (1 - CLOSE):
@@ -197,7 +202,9 @@ def removal_for(original: ModelLike, analysis: Analysis, recipe: Recipe, feeds: 
             reachable=best,
             why=f"with as few units as can be left, by whole blocks of {ways.block}, the model is {best:.2f} times as "
             "fast",
-            hint=f"ask for less than --speedup {best:.2f}",
+            hint=f"ask for less than --speedup {best:.2f}"
+            if best > 1.01
+            else "graphprune inspect tells why units stay",
         )
     enough = [one for one in tried if one.record.measured >= speedup]
     return min(enough, key=lambda one: one.record.measured, default=fastest)
