@@ -197,14 +197,13 @@ def removal_for(original: ModelLike, analysis: Analysis, recipe: Recipe, feeds: 
     fastest = max(tried, key=lambda one: one.record.measured)
     best = fastest.record.measured
     if best < speedup * (1 - CLOSE):
+        less = f"ask for less than --speedup {best:.2f}"
         raise TargetError(
             f"a speedup of {speedup:g} cannot be reached",
             reachable=best,
             why=f"with as few units as can be left, by whole blocks of {ways.block}, the model is {best:.2f} times as "
             "fast",
-            hint=f"ask for less than --speedup {best:.2f}"
-            if best > 1.01
-            else "graphprune inspect tells why units stay",
+            hint=less if best > 1.01 else "graphprune inspect tells why units stay",
         )
     enough = [one for one in tried if one.record.measured >= speedup]
     return min(enough, key=lambda one: one.record.measured, default=fastest)
