@@ -79,12 +79,13 @@ def plan(proto: onnx.ModelProto, kept: Mapping[str, int], feeds: Feeds, times: T
         By weight, those that pay.
     """
     graph = Graph(proto, {name: value.shape for name, value in feeds.items()})
-    found = {}
+    # What is rewritten must be known whatever the shapes are; only its time is that of one call's.
+    always, found = find_sites(Graph(proto)), {}
     for name, site in find_sites(graph).items():
-        inputs = kept.get(name, 0) // max(site.outputs, 1)
-        if site.inputs * site.outputs < SMALLEST or not 0 < inputs <= PAYS * site.inputs or not _is_known(graph, site):
-            continue
-        found.update(_fewest_columns(graph, site, inputs, times))
+        inputs = kept.get(name, 0) // max(site.outputs, 1) if name in always else 0
+        large = site.inputs * site.outputs >= SMALLEST
+        if large and 0 < inputs <= PAYS * site.inputs and _is_known(graph, site):
+            found.update(_fewest_columns(graph, site, inputs, times))
     return found
 
 

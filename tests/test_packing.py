@@ -52,7 +52,7 @@ def _times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PackingTimes, "_measure", measure)
     monkeypatch.setattr(attempts, "time_packed", lambda *_: timed(0.5))
     monkeypatch.setattr(pipeline, "compare_latency", lambda *_, **__: timed(0.5))
-    monkeypatch.setattr(pack, "SMALLEST", 4096)
+    monkeypatch.setattr(pack, "SMALLEST", 1024)
 
 
 def timed(ratio: float) -> Latency:
@@ -144,6 +144,22 @@ def test_layers_too_wide_to_be_solved_are_packed_too(net: tuple[Path, Path], mon
     assert ledger.weights.sparsity >= 0.7
     dense = unpacked(onnx.load(net[0]), result, ledger)
     assert_close(run(dense, feeds(dense, 5)), run(result, feeds(dense, 5)))
+
+
+def test_random_inputs_do_for_zeros_by_magnitude(net: tuple[Path, Path]) -> None:
+    _, ledger = prune(net[0], Recipe(target=0.8, pack="auto", **{**QUICKLY, "recover": True}))
+    assert len(ledger.packed) == 3
+    assert ledger.recovery is None
+    assert ledger.weights.sparsity >= 0.8
+
+
+def test_the_largest_sparsity_within_a_drop_is_found_with_packed_weights(tmp_path: Path) -> None:
+    path, data = small.write(tmp_path, network(64))
+    limits = {"recover": True, "structural": "auto", "sparsifier": "wanda"}
+    _, ledger = prune(path, Recipe(max_drop=0.5, pack="auto", **{**QUICKLY, **limits}), data)
+    assert ledger.packed
+    assert ledger.recovery is not None
+    assert ledger.recovery.drop <= 0.5
 
 
 def test_off_is_the_default_and_packs_nothing(net: tuple[Path, Path]) -> None:
