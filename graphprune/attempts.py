@@ -28,6 +28,10 @@ from graphprune.recipe import Recipe
 from graphprune.verify.latency import Latency
 from graphprune.watch import Stopwatch
 
+NONE_PAYS = (
+    "no weight is packed: with its zeros left out, no product takes less than {most:.0%} of its time; more zeros, or a "
+    "larger --batch, may pay"
+)
 NO_GAIN = "packed weights made the model no faster (latency x{ratio:.2f} of the same unpacked); none are packed instead"
 SLOWER = "{what} the result was slower than the original (latency x{ratio:.2f}); {instead}"
 
@@ -90,7 +94,10 @@ def _once(original: Model, analysis: Analysis, recipe: Recipe, source: Source, w
     changed = draft.kept or draft.zeroed or decision.plan.branches
     if not changed and _reaches(original, recipe.target):
         draft = Draft(original.proto)
-    gain = None
+    gain: Latency | None = None
+    notes: tuple[str, ...] = ()
+    if recipe.pack != "off" and draft.zeroed and not draft.packings:
+        notes = (NONE_PAYS.format(most=pack.PAYS),)
     if draft.packings:
         with watch.time("pack"):
             packed = pack.apply(draft.model, draft.packings)
@@ -109,7 +116,7 @@ def _once(original: Model, analysis: Analysis, recipe: Recipe, source: Source, w
             # A verdict that leads to another result is asked for twice: one in some hundred is chance.
             latency = time_again(original, analysis, decision.plan.removed, result, recipe, source)
             verification = replace(verification, latency=latency)
-    return Attempt(decision, draft, result, verification, gain)
+    return Attempt(decision, draft, result, verification, gain, notes)
 
 
 def _is_slower(found: Attempt, recipe: Recipe) -> bool:

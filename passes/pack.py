@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from graphprune.ir.graph import Graph
@@ -18,8 +19,8 @@ from graphprune.ir.tensors import array
 
 COLUMNS = (64, 128, 256, 512, 1024)
 """How many columns may share their inputs, beside all: as close to it as groups of one size allow."""
-SMALLEST = 128 * 128
-"""Entries of the smallest weight that is looked at: below, a product takes no longer than the operators around it."""
+SMALLEST = 2**17
+"""Multiply-accumulates of the smallest product that is timed: below, it is no longer than the operators around it."""
 PAYS = 0.7
 """What a packed product may take at most of the dense one's time."""
 CLOSE = 1.5
@@ -83,8 +84,7 @@ def plan(proto: onnx.ModelProto, kept: Mapping[str, int], feeds: Feeds, times: T
     always, found = find_sites(Graph(proto)), {}
     for name, site in find_sites(graph).items():
         inputs = kept.get(name, 0) // max(site.outputs, 1) if name in always else 0
-        large = site.inputs * site.outputs >= SMALLEST
-        if large and 0 < inputs <= PAYS * site.inputs and _is_known(graph, site):
+        if 0 < inputs <= PAYS * site.inputs and _work(graph, site) >= SMALLEST:
             found.update(_fewest_columns(graph, site, inputs, times))
     return found
 
@@ -107,10 +107,12 @@ def apply(proto: onnx.ModelProto, packings: Mapping[str, Packing]) -> onnx.Model
     return with_packed(graph, {name: packed(values[name], packings[name].groups) for name in packings})
 
 
-def _is_known(graph: Graph, site: Site) -> bool:
-    """Whether the extents of all that the product reads are known."""
+def _work(graph: Graph, site: Site) -> int:
+    """Multiply-accumulates of a product; 0 where an extent of what it reads is not known."""
     shapes = [graph.shape(name) for name in site.node.inputs if name]
-    return all(shape is not None and all(isinstance(extent, int) for extent in shape) for shape in shapes)
+    if not all(shape is not None and all(isinstance(extent, int) for extent in shape) for shape in shapes):
+        return 0
+    return int(np.prod([int(extent or 0) for extent in shapes[0] or ()], dtype=np.int64)) * site.outputs
 
 
 def _fewest_columns(graph: Graph, site: Site, inputs: int, times: Times) -> dict[str, Packing]:

@@ -32,8 +32,8 @@ def times(ratio: Callable[[int], float], asked: list[tuple[int, int]] | None = N
     return of
 
 
-def plan(model: onnx.ModelProto, count: int, of: Times) -> dict[str, pack.Packing]:
-    return pack.plan(model, {"w_0": count}, feeds(model, batch=1), of)
+def plan(model: onnx.ModelProto, count: int, of: Times, batch: int = 1) -> dict[str, pack.Packing]:
+    return pack.plan(model, {"w_0": count}, feeds(model, batch=batch), of)
 
 
 def test_the_fewest_columns_of_what_pays_are_taken() -> None:
@@ -70,8 +70,9 @@ def test_too_few_and_too_many_entries_are_not_timed(count: int) -> None:
     assert plan(network(), count, never) == {}
 
 
-def test_small_and_whole_weights_are_not_timed() -> None:
-    assert plan(network(100, 100), 1000, never) == {}
+def test_small_products_and_whole_weights_are_not_timed() -> None:
+    assert plan(network(128, 128), 1280, never, batch=7) == {}
+    assert plan(network(128, 128), 1280, times(lambda _: 0.1), batch=8)
     assert pack.plan(network(), {}, feeds(network()), never) == {}
 
 
@@ -87,7 +88,7 @@ def test_an_activation_of_unknown_extent_is_not_timed() -> None:
 @pytest.mark.parametrize(("outputs", "columns"), [(1000, [63, 125, 250, 500, 1000]), (80, [80])])
 def test_groups_are_as_even_as_can_be(outputs: int, columns: list[int]) -> None:
     asked: list[tuple[int, int]] = []
-    plan(network(256, outputs), 25 * outputs, times(lambda _: 1.0, asked))
+    plan(network(256, outputs), 25 * outputs, times(lambda _: 1.0, asked), batch=8)
     assert [-(-outputs // groups) for groups, _ in asked] == columns
 
 
