@@ -116,15 +116,24 @@ def _work(graph: Graph, site: Site) -> int:
 
 
 def _fewest_columns(graph: Graph, site: Site, inputs: int, times: Times) -> dict[str, Packing]:
-    """Of what pays, that with the smallest groups; nothing where nothing does."""
+    """Of what pays, that with the smallest groups; nothing where nothing does.
+
+    Larger groups come first. A single one may be slow where several are not; else smaller ones only take longer.
+    """
     outputs, node = site.outputs, site.node
-    sizes = sorted({-(-outputs // max(round(outputs / columns), 1)) for columns in (*COLUMNS, outputs)})
-    timed = {size: times(graph, site, -(-outputs // size), inputs) for size in sizes if site.fits(-(-outputs // size))}
-    fastest = min(packed_ms / dense_ms for dense_ms, packed_ms in timed.values())
-    for size, (dense_ms, packed_ms) in timed.items():
-        if packed_ms <= min(PAYS, CLOSE * fastest) * dense_ms:
-            names = blocks_name(graph, site.weight), inputs_name(graph, site.weight)
-            groups = -(-outputs // size)
-            made = Packing(site.weight, node.label, node.op, groups, size, inputs, *names, dense_ms, packed_ms)
-            return {site.weight: made}
-    return {}
+    sizes = {-(-outputs // max(round(outputs / columns), 1)) for columns in (*COLUMNS, outputs)}
+    names = blocks_name(graph, site.weight), inputs_name(graph, site.weight)
+    timed: list[Packing] = []
+    fastest, limit = float("inf"), PAYS
+    for size in sorted(sizes, reverse=True):
+        groups = -(-outputs // size)
+        if not site.fits(groups):
+            continue
+        if len(timed) > 1 and timed[-1].packed_ms > limit * timed[-1].dense_ms:
+            break
+        times_found = times(graph, site, groups, inputs)
+        timed.append(Packing(site.weight, node.label, node.op, groups, size, inputs, *names, *times_found))
+        fastest = min(fastest, timed[-1].packed_ms / timed[-1].dense_ms)
+        limit = min(PAYS, CLOSE * fastest)
+    paying = [packing for packing in timed if packing.packed_ms <= limit * packing.dense_ms]
+    return {site.weight: paying[-1]} if paying else {}

@@ -89,6 +89,7 @@ def test_every_option_reaches_the_recipe(
         "sparsifier": "wanda",
         "align": 2,
         "encode": "auto",
+        "pack": "auto",
         "max_latency_ratio": 50.0,
         "max_drop": 1.0,
         "min_speedup": 0.01,

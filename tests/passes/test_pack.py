@@ -41,7 +41,7 @@ def test_the_fewest_columns_of_what_pays_are_taken() -> None:
     asked: list[tuple[int, int]] = []
     # Groups of 1024 / 64 = 16 to 1: more groups take longer.
     found = plan(model, 26_300, times(lambda groups: 0.1 + 0.03 * groups, asked))
-    assert asked == [(16, 25), (8, 25), (4, 25), (2, 25), (1, 25)]
+    assert asked == [(1, 25), (2, 25), (4, 25)]  # smaller groups only take longer
     (packing,) = found.values()
     # The fastest takes 0.13, and at most half as much again is allowed: of 0.16 and 0.22 the former.
     assert (packing.groups, packing.columns, packing.inputs) == (2, 512, 25)
@@ -57,8 +57,15 @@ def test_no_more_stays_than_may() -> None:
 
 
 def test_what_does_not_pay_is_not_packed() -> None:
-    assert plan(network(), 26_300, times(lambda _: 0.71)) == {}
+    asked: list[tuple[int, int]] = []
+    assert plan(network(), 26_300, times(lambda _: 0.71, asked)) == {}
+    assert asked == [(1, 25), (2, 25)]
     assert plan(network(), 26_300, times(lambda _: 0.69))
+
+
+def test_a_single_group_may_be_slow_where_several_are_not() -> None:
+    (packing,) = plan(network(), 26_300, times(lambda groups: 0.9 if groups == 1 else 0.3)).values()
+    assert packing.groups == 16
 
 
 def never(graph: Graph, site: Site, groups: int, count: int) -> tuple[float, float]:
@@ -85,10 +92,10 @@ def test_an_activation_of_unknown_extent_is_not_timed() -> None:
     assert pack.plan(model, {"w_0": 5000}, given, never) == {}
 
 
-@pytest.mark.parametrize(("outputs", "columns"), [(1000, [63, 125, 250, 500, 1000]), (80, [80])])
+@pytest.mark.parametrize(("outputs", "columns"), [(1000, [1000, 500, 250, 125, 63]), (80, [80])])
 def test_groups_are_as_even_as_can_be(outputs: int, columns: list[int]) -> None:
     asked: list[tuple[int, int]] = []
-    plan(network(256, outputs), 25 * outputs, times(lambda _: 1.0, asked), batch=8)
+    plan(network(256, outputs), 25 * outputs, times(lambda _: 0.1, asked), batch=8)
     assert [-(-outputs // groups) for groups, _ in asked] == columns
 
 
