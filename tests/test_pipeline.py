@@ -50,11 +50,11 @@ def never(plan: Plan) -> float:
 
 
 def test_the_passes_run_in_order_and_each_is_timed() -> None:
-    assert [step.name for step in PASSES] == ["trim", "compensate", "sparsify", "repair", "fold", "lower"]
+    assert [step.name for step in PASSES] == ["trim", "compensate", "cut", "sparsify", "repair", "fold", "lower"]
     analysis, recipe = analysed(target=None, channels=0.25)
     watch = Stopwatch()
     build(analysis, planned(analysis, recipe), recipe, watch)
-    assert list(watch.seconds) == ["trim", "compensate", "sparsify", "repair", "fold", "lower"]
+    assert list(watch.seconds) == ["trim", "compensate", "cut", "sparsify", "repair", "fold", "lower"]
     assert min(watch.seconds.values()) > 0
 
 
