@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ZOO = Path(__file__).resolve().parents[1] / ".." / "shared" / "zoo"
+
+# Test processes side by side share the cores: NumPy's threads, one for each core in each of them, wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # The same examples on every machine and in every run; how long one takes depends on the machine alone.
 settings.register_profile(

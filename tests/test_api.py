@@ -97,7 +97,7 @@ def test_the_result_is_what_the_ledger_says(given: dict[str, Any]) -> None:
     assert weights.zeroed == sum(ledger.zeroed.values())
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     target=st.floats(0, 0.97),
     structural=st.sampled_from(["auto", 0, 0.3, 1]),
