@@ -1,10 +1,9 @@
 """Remove units until the model is as fast as asked for, at the least predicted error.
 
 Units go by whole blocks of channels, those first that cost least for the time they save, and residual branches that
-lose all of their units go whole. How long what is left takes
-is predicted from measured times of its kernels (`graphprune.verify.kernel_times`), and from how much of the
-activations is left for all nodes that hold no weights; then the narrower model is timed against the original, and the
-prediction put right where it was wrong.
+lose all of their units go whole. How long what is left takes is predicted from measured times of its kernels
+(`graphprune.verify.kernel_times`), and from how much of the activations is left for all nodes that hold no weights;
+then the narrower model is timed against the original, and the prediction put right where it was wrong.
 """
 
 from __future__ import annotations
@@ -261,13 +260,15 @@ class Ways:
             enough = gain(*self.way(self.steps[:middle])) >= goal
             low, high = (low, middle) if enough else (middle + 1, high)
         steps = self.steps[:low]
+        gained = gain(*self.way(steps))
         # The last step may have gained much more than was missing: others, the dearest first, need not go then.
         for group in list(dict.fromkeys(step.group for step in reversed(steps)))[: GIVEN_BACK + 1]:
-            if gain(*self.way(steps)) <= goal * (1 + AMPLE):
+            if gained <= goal * (1 + AMPLE):
                 break
             fewer = self._without_block(steps, group)
-            if gain(*self.way(fewer)) >= goal:
-                steps = fewer
+            less = gain(*self.way(fewer))
+            if less >= goal:
+                steps, gained = fewer, less
         return self.way(steps)
 
     def _without_block(self, steps: Sequence[Step], group: int) -> list[Step]:

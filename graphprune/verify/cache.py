@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 
 
@@ -31,6 +33,24 @@ def cache_path(kind: str, *details: str) -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graphprune"
     text = "-".join([kind, _processor(), f"{os.cpu_count()}cores", f"onnxruntime{ort.__version__}", *details])
     return folder / (re.sub(r"[^\w.-]+", "_", text) + ".json")
+
+
+def key_of(node: onnx.NodeProto, *details: object) -> str:
+    """Return the key that a node's time is kept under.
+
+    Parameters
+    ----------
+    node : onnx.NodeProto
+        Its name, and those of its inputs and outputs, do not count.
+    *details : object
+        What else tells it from others: shapes, operator set.
+    """
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    del plain.input[:], plain.output[:]
+    plain.name = plain.doc_string = ""
+    text = (plain.SerializeToString(deterministic=True), *details)
+    return hashlib.sha256(repr(text).encode()).hexdigest()[:24]
 
 
 def read_times(path: Path) -> dict[str, float]:

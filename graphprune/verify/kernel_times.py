@@ -7,7 +7,6 @@ that a graph of one node needs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tempfile
@@ -24,7 +23,7 @@ from onnx import helper, numpy_helper
 from graphprune.ir.graph import Graph
 from graphprune.ir.nodes import Node
 from graphprune.ir.session import CPU, Feeds, open_session, run_session
-from graphprune.verify.cache import cache_path, read_times, write_times
+from graphprune.verify.cache import cache_path, key_of, read_times, write_times
 
 RUNS, WARMUP = 20, 3
 """Timings of every kernel, and what runs before them."""
@@ -61,12 +60,7 @@ class Kernel:
     @property
     def key(self) -> str:
         """What makes two kernels the same."""
-        plain = onnx.NodeProto()
-        plain.CopyFrom(self.node)
-        del plain.input[:], plain.output[:]
-        plain.name = plain.doc_string = ""
-        text = (plain.SerializeToString(deterministic=True), self.types, self.stored, self.opset)
-        return hashlib.sha256(repr(text).encode()).hexdigest()[:24]
+        return key_of(self.node, self.types, self.stored, self.opset)
 
 
 class KernelTimes:

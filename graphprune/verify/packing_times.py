@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -12,7 +10,7 @@ from graphprune.ir.graph import Graph
 from graphprune.ir.packing import Packed, Site, with_packed
 from graphprune.ir.session import CPU, Feeds
 from graphprune.ir.tensors import FIRST_WITHOUT_INPUTS
-from graphprune.verify.cache import cache_path, read_times, write_times
+from graphprune.verify.cache import cache_path, key_of, read_times, write_times
 from graphprune.verify.statistics import paired_ratio
 from graphprune.verify.timing import Bench, Setting
 
@@ -110,10 +108,5 @@ def _extents(graph: Graph, name: str) -> tuple[int, ...]:
 
 def _key(graph: Graph, site: Site, groups: int, count: int) -> str:
     """What makes two products the same."""
-    plain = onnx.NodeProto()
-    plain.CopyFrom(site.node.proto)
-    del plain.input[:], plain.output[:]
-    plain.name = plain.doc_string = ""
     shapes = [_extents(graph, name) for name in site.node.inputs if name]
-    text = (plain.SerializeToString(deterministic=True), shapes, groups, count, graph.opset)
-    return hashlib.sha256(repr(text).encode()).hexdigest()[:24]
+    return key_of(site.node.proto, shapes, groups, count, graph.opset)
