@@ -160,8 +160,8 @@ def with_zeros(
 ) -> Plan:
     """Complete a removal by the zeros that the target still needs, or that a pattern makes."""
     assert analysis.curves is not None
-    whole = {branch.weight for branch in branches}
-    error = _removal_error(analysis.queues, removed)
+    whole, cut_off = {branch.weight for branch in branches}, {branch.group for branch in branches}
+    error = _removal_error([queue for queue in analysis.queues if not cut_off.issuperset(queue.groups)], removed)
     error += sum(float(curve.errors[-1]) for curve in analysis.curves if curve.weight in whole)
     if target is None and recipe.pattern is None:
         return Plan(removed, {}, error, branches)
