@@ -33,10 +33,6 @@ UNPROVEN = (
     "the proof says nothing of {outputs}: on the calibration data it ran on, all values of such an output are the same "
     "up to rounding; give data that the model responds to (--calib)"
 )
-TWO_DROPS = (
-    "the sparsity was looked for without labels, by the answers that change; the gate max-drop is on {metric} of the "
-    "result"
-)
 AGREEMENT, ERROR = 0.5, 0.7
 """Share of the original's answers below which, and where there are none relative error above which, a result is called
 likely useless."""
@@ -56,7 +52,6 @@ def notes_of(recipe: Recipe, source: Source, analysis: Analysis, found: Attempt)
         *_useless(found.decision.recovery, found.verification),
         *_unproven(removed, found.verification),
         *_unlike(analysis.coupling, change, recipe),
-        *_two_drops(recipe),
     ]
 
 
@@ -96,11 +91,6 @@ def _held_back(analysis: Analysis, removed: BoolArray, recipe: Recipe) -> list[s
     steps = trim.by_threshold(analysis.coupling, analysis.scores)
     named, gone = sum(len(step.units) for step in steps), int(removed.sum())
     return [HELD_BACK.format(named=named, removed=gone)] if gone < named else []
-
-
-def _two_drops(recipe: Recipe) -> list[str]:
-    """Say what decided what, where ``--max-drop`` alone is given with a metric."""
-    return [TWO_DROPS.format(metric=recipe.metric)] if recipe.searches and recipe.metric is not None else []
 
 
 def _useless(recovery: RecoveryRecord | None, verification: Verification) -> list[str]:

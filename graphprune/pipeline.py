@@ -25,6 +25,7 @@ from graphprune.passes import trim
 from graphprune.planning import Plan, by_share, plan, with_zeros
 from graphprune.recipe import Recipe
 from graphprune.recovery.effects import compared_outputs, squared_error, values_of
+from graphprune.search import drop_of, search
 from graphprune.speed import removal_for
 from graphprune.verify.equivalence import Proof, check_equivalence
 from graphprune.verify.fidelity import Fidelity, compare_outputs
@@ -35,11 +36,6 @@ from graphprune.watch import Stopwatch
 
 FIDELITY_SAMPLES = 256
 """Calibration samples on which original and results are compared."""
-SEARCH_STEPS = 6
-"""Targets that are tried to find the largest that holds ``--max-drop``."""
-MOST = 0.98
-"""The largest of them."""
-
 ENOUGH_RUNS = 100
 """Latency runs that a result is given up for."""
 
@@ -146,7 +142,7 @@ def decide(original: Model, analysis: Analysis, recipe: Recipe, source: Source) 
     if fast is not None:
         chosen = with_zeros(analysis, recipe, fast.removed, recipe.target, fast.branches)
     elif recipe.searches:
-        chosen = search(analysis, recipe, trials)
+        chosen = search(analysis, recipe, trials.of, drop_of(original, analysis, recipe, trials.of))
     else:
         chosen = plan(analysis, recipe, recipe.target, trials.of)
     nothing = not chosen.removed.any() and not chosen.kept
@@ -163,24 +159,6 @@ def _demand_no_repair(recipe: Recipe) -> None:
             why="errors are predicted and repaired from real inputs",
             hint="leave out --no-recover" if not recipe.recover else "give --calib",
         )
-
-
-def search(analysis: Analysis, recipe: Recipe, trials: Trials) -> Plan:
-    """Return the plan of the largest target that was tried whose drop is at most what the recipe allows."""
-    best = Plan(np.zeros(analysis.coupling.units, dtype=np.bool_), {}, 0.0)
-    low, high = 0.0, MOST
-    for _ in range(SEARCH_STEPS):
-        middle = (low + high) / 2
-        try:
-            tried = plan(analysis, recipe, middle, trials.of)
-        except TargetError:
-            high = middle
-            continue
-        if trials.of(tried).drop <= (recipe.max_drop or 0.0):
-            best, low = tried, middle
-        else:
-            high = middle
-    return best
 
 
 def by_rule(analysis: Analysis, recipe: Recipe, trial: Callable[[Plan], float]) -> BoolArray:

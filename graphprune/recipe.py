@@ -172,12 +172,6 @@ class Recipe:
                 why="it is a share of answers",
                 hint="give the --metric that it is a drop of, or a share",
             )
-        if self.searches:
-            raise RecipeError(
-                f"--max-drop alone looks for the most sparsity by answers changed, and {self.max_drop!r} is no share",
-                where="--max-drop",
-                hint="give --target, --channels, --speedup or --pattern as well; the metric then decides the gate",
-            )
 
 
 def demand_recipe(recipe: object) -> None:

@@ -82,16 +82,26 @@ def compare_metric(
     ModelError
         When ONNX Runtime cannot load one of the models.
     """
-    function = load_metric(reference)
     # One after the other, so that one session is in memory.
     first, second = (
-        _measure(function, open_session(model, custom_ops=custom_ops, provider=provider), f"{reference}, {which}")
+        measure_metric(reference, model, which, custom_ops=custom_ops, provider=provider)
         for which, model in (("model before", before), ("model after", after))
     )
     return Metric(reference, first, second, first - second)
 
 
-def _measure(function: MetricFunction, session: ort.InferenceSession, where: str) -> float:
+def measure_metric(
+    reference: str, model: ModelLike, which: str, *, custom_ops: Sequence[str] = (), provider: str = CPU
+) -> float:
+    """Call the user's metric with a session of one model; parameters and errors as for `compare_metric`.
+
+    Parameters
+    ----------
+    which : str
+        What errors call the model.
+    """
+    function, where = load_metric(reference), f"{reference}, {which}"
+    session = open_session(model, custom_ops=custom_ops, provider=provider)
     try:
         value = function(session)
         # NumPy and torch wrap their numbers in arrays without axes.
