@@ -168,7 +168,7 @@ def with_zeros(
     trimmed, _ = remove(analysis.coupling, removed)
     put_means_right(analysis, removed, trimmed)
     cut(trimmed, branches)
-    add_biases(trimmed)
+    add_biases(trimmed, only_folded=not removed.any())
     graph, curves = Graph(trimmed), analysis.curves
     layers = [layer for _, layer in solved_layers(analysis.coupling, trimmed)]
     entries = nonzero_entries(trimmed)

@@ -276,3 +276,15 @@ def test_random_inputs_take_the_first_free_size_that_the_model_runs_on(front: in
 def test_calibration_data_is_taken_as_it_is() -> None:
     data = feeds(reflecting(100), batch=4)
     assert source_for(as_model(reflecting(100)), Recipe(target=0.5), data).real
+
+
+def test_zeros_alone_leave_the_graph_as_it_is() -> None:
+    net = Net()  # layers without biases: with them they would be slower, and no removed unit makes up for that
+    hidden = net.relu(net.conv(net.input(["N", 3, 6, 6]), 8, 3, bias=False))
+    proto = net.build(net.conv(hidden, 4, 3, bias=False))
+    data = feeds(proto, 1, 64)
+    zeroed, _ = prune(proto, Recipe(target=0.5, structural=0, runs=2), data)
+    assert [node.op_type for node in zeroed.graph.node] == ["Conv", "Relu", "Conv"]
+    assert count_weights(zeroed) == count_weights(proto)
+    removed, _ = prune(proto, Recipe(target=0.5, structural=1, align="off", runs=2), data)
+    assert len(removed.graph.node[2].input) == 3, "what was removed had a mean"

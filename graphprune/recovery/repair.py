@@ -72,7 +72,7 @@ def repair(
     -------
     list of LayerRecord
     """
-    made = add_biases(draft)
+    made = add_biases(draft, only_folded=not removed.any())  # nothing else makes up for the time they take
     stored = {tensor.name: tensor for tensor in draft.graph.initializer}
     both, done = pair(coupling.graph.proto, draft), []
     for number, (before, layer) in enumerate(solved_layers(coupling, draft)):

@@ -50,11 +50,26 @@ def _shifted(layer: Layer, bias: npt.NDArray[np.generic], shift: FloatArray) -> 
     return values.astype(bias.dtype)
 
 
-def add_biases(proto: onnx.ModelProto) -> list[str]:
-    """Give every layer that can have one and has none a bias of zeros, in place; return their names."""
+def add_biases(proto: onnx.ModelProto, *, only_folded: bool = False) -> list[str]:
+    """Give layers that have no bias and can have one a bias of zeros, in place.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+    only_folded : bool, default False
+        Whether to pass over layers that would run slower with it: all but those before a BatchNormalization, which
+        becomes a bias when it is folded.
+
+    Returns
+    -------
+    list of str
+        Names of the biases made.
+    """
     graph, made = Graph(proto), []
     for layer in find_layers(graph):
         if layer.bias or layer.node.op not in WITH_BIAS_INPUT or layer.node.input(2):
+            continue
+        if only_folded and "BatchNormalization" not in {node.op for node in graph.consumers.get(layer.output, [])}:
             continue
         weight = array(graph.initializers[layer.weight])
         groups, _, outputs = layer.form.matrix(layer.node.attributes, weight).shape

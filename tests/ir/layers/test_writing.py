@@ -152,3 +152,11 @@ def test_a_layer_whose_bias_is_shared_or_counts_nothing_gains_none() -> None:
     model = net.build(net.gemm(second, 3, beta=0.0))
     assert add_biases(model) == []
     assert [layer.bias for layer in find_layers(Graph(model))] == ["", "", ""]
+
+
+def test_only_biases_that_cost_no_time_are_made_on_request() -> None:
+    net = Net()
+    first = net.relu(net.batch_norm(net.conv(net.input([2, 3, 4, 4]), 4, 3, bias=False)))
+    model = net.build(net.conv(first, 5, 3, bias=False))
+    (made,) = add_biases(model, only_folded=True)
+    assert [layer.bias for layer in find_layers(Graph(model))] == [made, ""]
