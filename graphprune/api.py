@@ -23,6 +23,8 @@ from graphprune.passes import trim
 from graphprune.passes.choice import take
 from graphprune.pipeline import demand_runnable
 from graphprune.recipe import Recipe, demand_recipe
+from graphprune.rounds import Rounds
+from graphprune.training import Function, training_of
 from graphprune.watch import Stopwatch
 
 
@@ -56,6 +58,7 @@ def prune(
     recipe: Recipe,
     calibration: SourceLike = None,
     *,
+    finetune: Function | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[onnx.ModelProto, Ledger]:
     """Prune a trained model.
@@ -68,8 +71,10 @@ def prune(
         What is asked for.
     calibration : path-like, mapping, array, iterable or callable, optional
         Calibration inputs, see `graphprune.calib.sources.open_source`. Random ones by default; the ledger notes it.
+    finetune : callable, optional
+        Trains a `graphprune.finetune.GraphModule` in place, in every round; instead of one that the recipe names.
     progress : callable, optional
-        Called with the number of calibration samples that each run took.
+        Called with the number of calibration samples that each run took, and of batches that were learnt from.
 
     Returns
     -------
@@ -101,9 +106,13 @@ def prune(
     source = source_for(original, recipe, calibration)
     if recipe.batch is not None:
         one_call(source, recipe.batch)
+    training = training_of(recipe, source, finetune, progress)
     watch = Stopwatch()
     analysis = analyse(original, recipe, source, watch, progress)
-    found = attempt(original, analysis, recipe, source, watch)
+    if training is None:
+        found = attempt(original, analysis, recipe, source, watch)
+    else:
+        found = Rounds(original, analysis, recipe, source, watch, training).run()
     ledger = record.record(original, recipe, source, analysis, found, watch)
     return found.result, ledger
 

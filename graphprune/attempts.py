@@ -7,7 +7,7 @@ Packed weights cost accuracy, so they stay only where they make the whole model 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import onnx
@@ -15,6 +15,7 @@ import onnx
 from graphprune.analysis import Analysis
 from graphprune.building import Draft, build
 from graphprune.calib.stream import Source
+from graphprune.entries import RoundRecord
 from graphprune.errors import TargetError
 from graphprune.ir.cost import count_nonzero, count_weights
 from graphprune.ir.encoding.decode import decode
@@ -53,6 +54,8 @@ class Attempt:
         Of the packed model beside the same unpacked; None where nothing is packed.
     notes : tuple of str
         What was tried before and why it was given up.
+    rounds : tuple of RoundRecord
+        What became of it when it was trained.
     """
 
     decision: Decision
@@ -61,6 +64,7 @@ class Attempt:
     verification: Verification
     gain: Latency | None = None
     notes: tuple[str, ...] = ()
+    rounds: tuple[RoundRecord, ...] = ()
 
 
 def attempt(original: Model, analysis: Analysis, recipe: Recipe, source: Source, watch: Stopwatch) -> Attempt:
@@ -94,6 +98,40 @@ def _once(original: Model, analysis: Analysis, recipe: Recipe, source: Source, w
     changed = draft.kept or draft.zeroed or decision.plan.branches
     if not changed and _reaches(original, recipe.target):
         draft = Draft(original.proto)
+    return finish(
+        original,
+        analysis,
+        decision,
+        draft,
+        recipe,
+        source,
+        watch,
+        lambda: _once(original, analysis, replace(recipe, pack="off"), source, watch),
+    )
+
+
+def finish(
+    original: Model,
+    analysis: Analysis,
+    decision: Decision,
+    draft: Draft,
+    recipe: Recipe,
+    source: Source,
+    watch: Stopwatch,
+    unpacked: Callable[[], Attempt],
+) -> Attempt:
+    """Pack and encode a draft, where that is asked for, and verify it.
+
+    Parameters
+    ----------
+    unpacked : callable
+        Makes what is taken instead where packed weights make the draft no faster.
+
+    Raises
+    ------
+    EquivalenceError
+        As `graphprune.pipeline.verify` does.
+    """
     gain: Latency | None = None
     notes: tuple[str, ...] = ()
     if recipe.pack != "off" and draft.zeroed and not draft.packings:
@@ -103,7 +141,7 @@ def _once(original: Model, analysis: Analysis, recipe: Recipe, source: Source, w
             packed = pack.apply(draft.model, draft.packings)
             gain = time_packed(draft.model, packed, analysis, decision.plan.removed, recipe)
         if gain.verdict != "faster":
-            plain = _once(original, analysis, replace(recipe, pack="off"), source, watch)
+            plain = unpacked()
             return replace(plain, notes=(NO_GAIN.format(ratio=gain.ratio), *plain.notes))
         left = {name: count for name, count in draft.zeroed.items() if name not in draft.packings}
         draft = replace(draft, model=packed, zeroed=left)

@@ -194,22 +194,27 @@ def _lower(draft: Draft, job: Job) -> Draft:
     return replace(draft, model=lower(draft.model))
 
 
-PASSES = (
+PRUNING = (
     Pass("trim", _trim),
     Pass("compensate", _compensate),
     Pass("cut", _cut),
     Pass("sparsify", _sparsify),
     Pass("repair", _repair),
+)
+"""What takes weights out of the canonical model, in order; the result can be trained, and pruned again."""
+LOWERING = (
     Pass("fold", _fold),
     Pass("lower", _lower),
 )
+"""What makes that fast, and changes nothing that it computes."""
+PASSES = (*PRUNING, *LOWERING)
 """What makes the result of the canonical model, in order."""
 
 
 def build(
     analysis: Analysis, plan: Plan, recipe: Recipe, watch: Stopwatch, batches: Sequence[Batch] | None = None
 ) -> Draft:
-    """Run the passes.
+    """Run all passes.
 
     Parameters
     ----------
@@ -221,9 +226,13 @@ def build(
         What to repair by; all calibration samples by default.
     """
     job = Job(analysis, plan, recipe, analysis.data.every if batches is None else batches)
-    draft = Draft(analysis.coupling.graph.proto)
-    for step in PASSES:
+    # Every pass may write into the model that it is given, and trim, the first, makes a new one.
+    return run(PASSES, Draft(analysis.coupling.graph.proto), job, watch)
+
+
+def run(passes: Sequence[Pass], draft: Draft, job: Job, watch: Stopwatch) -> Draft:
+    """Run some of the passes, one after the other."""
+    for step in passes:
         with watch.time(step.name):
-            # Every pass may write into the model that it is given, and trim, the first, makes a new one.
             draft = step.run(draft, job)
     return draft

@@ -63,6 +63,7 @@ def _load_recipe(ctx: click.Context, _: click.Parameter, value: str | None) -> s
 @cli.command("prune")
 @click.argument("model", type=options.existing_file)
 @options.pruning
+@options.training
 @options.resize
 @options.calibration
 @options.custom_ops

@@ -91,6 +91,31 @@ class RecoveryRecord:
 
 
 @dataclass(frozen=True)
+class RoundRecord:
+    """One round of pruning and training.
+
+    Attributes
+    ----------
+    weights, nonzero : int
+        Weights of the model that was trained, and those of them that were not 0.
+    before, after : float or None
+        How much it lost of the original, before and after it was trained, as `RecoveryRecord.drop` counts; None where
+        that was not measured.
+    seconds : float
+        That the training took.
+    distillation : dict or None
+        Learning rate, epochs and losses where the original was the teacher.
+    """
+
+    weights: int
+    nonzero: int
+    before: float | None
+    after: float | None
+    seconds: float
+    distillation: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class LayerRecord:
     """What became of one layer that was solved anew.
 

@@ -20,6 +20,7 @@ from graphprune.entries import (
     ReasonRecord,
     RecoveryRecord,
     ResizedRecord,
+    RoundRecord,
     SpeedRecord,
     WeightRecord,
 )
@@ -56,6 +57,8 @@ class Ledger:
         What was predicted, and what a trial showed; None where no kept weight was changed by calibration data.
     speed : SpeedRecord or None
         What the removal was predicted and measured to gain, where a speedup was asked for.
+    rounds : list of RoundRecord
+        What became of the model when it was trained; none where it was not.
     repairs : list of LayerRecord
         Layers whose weights were solved anew.
     packed : list of PackedRecord
@@ -90,6 +93,7 @@ class Ledger:
     metric: Metric | None = None
     recovery: RecoveryRecord | None = None
     speed: SpeedRecord | None = None
+    rounds: list[RoundRecord] = field(default_factory=list)
     repairs: list[LayerRecord] = field(default_factory=list)
     resized: dict[str, ResizedRecord] = field(default_factory=dict)
     packed: list[PackedRecord] = field(default_factory=list)

@@ -78,6 +78,18 @@ pruning = together(
         help=f"How sparse weights are stored: {', '.join(ENCODINGS)} (rounded).",
     ),
 )
+training = together(
+    click.option(
+        "--finetune",
+        metavar="F",
+        help="Train what is left: distill (the original teaches, without labels), or module:function (takes a torch "
+        "module, trains it in place).",
+    ),
+    click.option(
+        "--rounds", type=int, default=1, show_default=True, metavar="N", help="Prune and train so many times."
+    ),
+    click.option("--epochs", type=int, metavar="N", help="Of distill: 30 where not given, fewer where it ends early."),
+)
 resize = click.option(
     "--allow-resize",
     multiple=True,

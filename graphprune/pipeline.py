@@ -85,19 +85,23 @@ class Trials:
         return self.done[key]
 
     def _measure(self, plan: Plan) -> RecoveryRecord:
-        data, change = self.analysis.data, resized(self.analysis.coupling, plan.removed)
-        draft = build(self.analysis, plan, self.recipe, Stopwatch(), data.fitted)
+        draft = build(self.analysis, plan, self.recipe, Stopwatch(), self.analysis.data.fitted)
+        return self.judged(draft.model, plan.removed, plan.error)
+
+    def judged(self, model: onnx.ModelProto, removed: BoolArray, predicted: float | None = None) -> RecoveryRecord:
+        """Measure a model that lost units, and was predicted a squared error of the outputs."""
+        data, change = self.analysis.data, resized(self.analysis.coupling, removed)
         before = self.analysis.coupling.graph.proto
-        fidelity = compare_outputs(before, draft.model, data.held_out, change=change, custom_ops=self.recipe.custom_ops)
-        whole = compare_outputs(before, draft.model, data.every, change=change, custom_ops=self.recipe.custom_ops)
+        fidelity = compare_outputs(before, model, data.held_out, change=change, custom_ops=self.recipe.custom_ops)
+        whole = compare_outputs(before, model, data.every, change=change, custom_ops=self.recipe.custom_ops)
         names = [name for name in self.names if name not in change.outputs]
-        after = Track(draft.model, [change.cut_feeds(batch) for batch in data.held_out], self.recipe.custom_ops)
+        after = Track(model, [change.cut_feeds(batch) for batch in data.held_out], self.recipe.custom_ops)
         reference = values_of(self.track, names, self.track.known) if names else []
         error = squared_error(reference, values_of(after, names, after.known)) if names else fidelity.relative_l2**2
         return RecoveryRecord(
             fitted=len(data.fitted) if data.splits else 0,
             held_out=len(data.held_out) if data.splits else 0,
-            predicted_l2=float(np.sqrt(plan.error or 0.0)),
+            predicted_l2=float(np.sqrt(predicted or 0.0)),
             measured_l2=float(np.sqrt(error)),
             agreement=fidelity.top1_agreement,
             drop=max(drop(fidelity), drop(whole)),  # few held-out answers show no small drop

@@ -49,6 +49,13 @@ class Recipe:
         product without zeros makes faster, and stores those layers without zeros.
     recover : bool
         Whether kept weights may change to repair what a removal did; where not, they stay bit-identical.
+    finetune : str or None
+        Who trains what is left: ``module:function``, which takes a `graphprune.finetune.GraphModule` and trains it in
+        place, or ``"distill"``, the original, from the calibration inputs.
+    rounds : int
+        How many times it is pruned and trained, from 1 to 1000; every round leaves the same share of the weights.
+    epochs : int or None
+        Of ``"distill"``, from 1 to 100,000; 30 where not given.
     encode : str
         One of `values.ENCODINGS`: how weights are stored in the file. ``"auto"`` stores sparse ones by their entries
         alone, to the last bit the same; ``"fp16"`` rounds what it stores to float16.
@@ -94,6 +101,9 @@ class Recipe:
     pattern: str | None = None
     pack: str = "off"
     recover: bool = True
+    finetune: str | None = None
+    rounds: int = 1
+    epochs: int | None = None
     encode: str = "off"
     max_latency_ratio: float | None = None
     max_drop: float | None = None
@@ -123,6 +133,7 @@ class Recipe:
             )
         if self.pack != "off":
             self._demand_packable()
+        self._demand_trainable()
         if self.encode == "fp16" and not self.recover:
             raise RecipeError(
                 "--no-recover keeps weights bit-identical, and --encode fp16 rounds them", hint="give --encode auto"
@@ -160,6 +171,26 @@ class Recipe:
                 where=f"--pack {self.pack}",
                 hint="give --target as well, or --max-drop alone",
             )
+
+    def _demand_trainable(self) -> None:
+        """Demand that what is asked of a training can be done, and that there is one."""
+        if self.epochs is not None and self.finetune != "distill":
+            raise RecipeError("--epochs is how long the original teaches", hint="give --finetune distill as well")
+        if self.finetune is not None and self.searches:
+            raise RecipeError(
+                "--max-drop alone looks for a sparsity that needs no training, and --finetune trains",
+                where=f"--finetune {self.finetune}",
+                hint="give --target, --channels or --speedup as well",
+            )
+        if self.rounds == 1:
+            return
+        if self.finetune is None:
+            raise RecipeError("--rounds prunes and trains in turns", hint="give --finetune as well")
+        others = {"--speedup": self.speedup is not None, "--pack": self.pack != "off"}
+        others["--allow-resize"] = bool(self.allow_resize)
+        for option, given in others.items():
+            if given:
+                raise RecipeError(f"{option} is done at once, not in rounds", hint="give --rounds 1")
 
     def _demand_drop(self) -> None:
         """Demand that the largest drop is in the units of what it is on."""

@@ -94,6 +94,7 @@ def record(
         metric=verification.metric,
         recovery=decision.recovery,
         speed=decision.speed,
+        rounds=list(found.rounds),
         repairs=list(draft.repairs),
         resized=resized_records(coupling, removed),
         packed=[PackedRecord(**asdict(packing)) for packing in draft.packings.values()],

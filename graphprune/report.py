@@ -15,7 +15,15 @@ from rich.table import Table
 
 from graphprune.api import Inspection
 from graphprune.comparison import Comparison
-from graphprune.entries import DeclinedRecord, EncodingRecord, GroupRecord, ReasonRecord, RecoveryRecord, SpeedRecord
+from graphprune.entries import (
+    DeclinedRecord,
+    EncodingRecord,
+    GroupRecord,
+    ReasonRecord,
+    RecoveryRecord,
+    RoundRecord,
+    SpeedRecord,
+)
 from graphprune.figures import comparison_rows, gate_text, ledger_rows
 from graphprune.ledger import Ledger, finite
 from graphprune.verify.fidelity import Fidelity
@@ -46,6 +54,8 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
     )
     if ledger.speed is not None:
         _say(console, escape(_speed(ledger.speed)))
+    for number, found in enumerate(ledger.rounds, 1):
+        _say(console, _round(number, found))
     _say(console, _proof(ledger))
     for name, change in ledger.resized.items():
         _say(console, escape(f"resized {name}: {_shape(change.before)} -> {_shape(change.after)}"))
@@ -64,6 +74,16 @@ def print_ledger(ledger: Ledger, console: Console, *, verbose: bool = False) -> 
 def _speed(speed: SpeedRecord) -> str:
     cut = f", {len(speed.branches)} residual branches cut off" if speed.branches else ""
     return f"chosen for {speed.asked:g} times the speed: predicted {speed.predicted:.2f}{cut}"
+
+
+def _round(number: int, found: RoundRecord) -> str:
+    text = f"round {number}: trained {found.nonzero:,} weights for {found.seconds:.0f} s"
+    if found.distillation is not None:
+        learnt = found.distillation
+        text += f" ({learnt['epochs']} epochs, best after {learnt['best']}, learning rate {learnt['learning_rate']:g})"
+    if found.before is not None and found.after is not None:
+        text += f", drop {found.before:.4f} -> {found.after:.4f}"
+    return text
 
 
 def print_inspection(inspection: Inspection, console: Console, *, verbose: bool = False) -> None:

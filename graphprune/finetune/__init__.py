@@ -22,6 +22,6 @@ if importlib.util.find_spec("torch") is None:
     )
 
 from graphprune.finetune.masks import Masks  # noqa: E402
-from graphprune.finetune.module import GraphModule, to_onnx, to_torch  # noqa: E402
+from graphprune.finetune.module import GraphModule, to_onnx, to_proto, to_torch  # noqa: E402
 
-__all__ = ["GraphModule", "Masks", "TorchMissingError", "to_onnx", "to_torch"]
+__all__ = ["GraphModule", "Masks", "TorchMissingError", "to_onnx", "to_proto", "to_torch"]

@@ -210,6 +210,25 @@ def to_onnx(module: nn.Module, path: str | os.PathLike[str]) -> int:
     """
     if not isinstance(module, GraphModule):
         raise TypeError("to_onnx writes modules made by to_torch; unwrap yours first (.module)")
+    return save(to_proto(module), path, external=module.model.external)
+
+
+def to_proto(module: GraphModule) -> onnx.ModelProto:
+    """Return the graph that a module was made from, with its weights as they are now.
+
+    Parameters
+    ----------
+    module : GraphModule
+
+    Returns
+    -------
+    onnx.ModelProto
+
+    Raises
+    ------
+    ModelError
+        When a weight's shape has changed or it is not finite any more.
+    """
     for constraint in module.constraints:
         constraint()
     proto = onnx.ModelProto()
@@ -224,4 +243,4 @@ def to_onnx(module: nn.Module, path: str | os.PathLike[str]) -> int:
                 hint="train again with a smaller learning rate",
             )
         store(value, floats[name])
-    return save(proto, path, external=module.model.external)
+    return proto

@@ -1,0 +1,249 @@
+"""Prune and train in turns: what is left learns to do without what went, round after round.
+
+Han et al. 2015 (train, prune by magnitude, retrain from the weights that stay, iterate) and Hu et al. 2016 (the same
+with units). Every round takes the same share of what is left; the statistics are those of the model as trained so far.
+Dead units, whose weights or activations have become zero, go in the next round or at the end: that costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from graphprune.analysis import Analysis, analyse
+from graphprune.attempts import Attempt, finish
+from graphprune.building import LOWERING, PRUNING, Draft, Job, run
+from graphprune.calib.stream import Source
+from graphprune.entries import RoundRecord
+from graphprune.errors import EquivalenceError
+from graphprune.ir.cost import count_nonzero, count_weights, nonzero_entries
+from graphprune.ir.coupling.units import BoolArray
+from graphprune.ir.kernels import widths
+from graphprune.ir.model import Model, from_proto
+from graphprune.ir.surgery import Kept, remove
+from graphprune.passes import trim
+from graphprune.passes.choice import take
+from graphprune.pipeline import Decision, Trials, decide
+from graphprune.planning import Plan
+from graphprune.recipe import Recipe
+from graphprune.training import Task, Training, train
+from graphprune.watch import Stopwatch
+
+
+@dataclass(frozen=True)
+class State:
+    """How far the rounds have come.
+
+    Attributes
+    ----------
+    model : Model
+        What is pruned next.
+    removed : ndarray of bool, shape (units,)
+        All that went so far, of the units of the original.
+    kept : dict
+        What is left of every initializer of the original that lost something.
+    draft : Draft
+        The last one, as it was before it was trained.
+    zeroed : frozenset of str
+        Initializers in which weights were set to 0.
+    records : tuple of RoundRecord
+    """
+
+    model: Model
+    removed: BoolArray
+    kept: Kept = field(default_factory=dict)
+    draft: Draft | None = None
+    zeroed: frozenset[str] = frozenset()
+    records: tuple[RoundRecord, ...] = ()
+
+    @property
+    def packed(self) -> bool:
+        """Whether weights are to be packed, whose shapes must stay as they are."""
+        return self.draft is not None and bool(self.draft.packings)
+
+
+class Rounds:
+    """Prunes and trains, and keeps account of what that does to the original.
+
+    Parameters
+    ----------
+    original : Model
+    analysis : Analysis
+        Of the original.
+    recipe : Recipe
+    source : Source
+    watch : Stopwatch
+    training : Training
+        Trains a pruned model in place. Zeros stay zeros, whatever it does.
+    """
+
+    def __init__(
+        self, original: Model, analysis: Analysis, recipe: Recipe, source: Source, watch: Stopwatch, training: Training
+    ) -> None:
+        self.original, self.analysis, self.recipe = original, analysis, recipe
+        self.source, self.watch, self.training = source, watch, training
+        self.trials = None if analysis.curves is None else Trials(analysis, recipe)
+
+    def run(self) -> Attempt:
+        """Prune and train as many times as the recipe says; then make the result fast, and verify it.
+
+        Raises
+        ------
+        RecipeError
+            When the training fails.
+        TargetError, EquivalenceError
+            As without rounds.
+        ModelError
+            When the torch interpreter does not know an operator, or the training diverged.
+        """
+        state = State(self.original, np.zeros(self.analysis.coupling.units, dtype=np.bool_))
+        decision = None
+        for part in parts(self.recipe):
+            current = self._analysed(state, part)
+            with self.watch.time("decide"):
+                decision = decide(state.model, current, part, self.source)
+            state = self._trained(self._pruned(state, current, decision.plan, part), decision)
+        assert decision is not None
+        if self.recipe.target is not None and self.recipe.structural != 0 and not state.packed:
+            state = self._without_dead(state)
+        return self._finished(state, decision)
+
+    def _analysed(self, state: State, part: Recipe) -> Analysis:
+        if not state.records:
+            return self.analysis
+        again = analyse(state.model, part, self.source, self.watch)
+        return replace(again, weights_before=self.analysis.weights_before)  # targets are of the original's weights
+
+    def _pruned(self, state: State, current: Analysis, plan: Plan, part: Recipe) -> State:
+        job = Job(current, plan, part, current.data.fitted)  # what is held out judges the training, too
+        draft = run(PRUNING, Draft(current.coupling.graph.proto), job, self.watch)
+        removed = joined(self.analysis, state.removed, current, plan.removed)
+        kept = remove(self.analysis.coupling, removed)[1]
+        demand_same(kept, composed(state.kept, draft.kept), draft)
+        zeroed = state.zeroed | {name for name, count in draft.zeroed.items() if count}
+        return replace(state, removed=removed, kept=kept, draft=draft, zeroed=zeroed)
+
+    def _trained(self, state: State, decision: Decision) -> State:
+        assert state.draft is not None
+        proto, start = state.draft.model, time.perf_counter()
+        with self.watch.time("train"):
+            task = Task(self.analysis, state.removed, self.source)
+            trained, outcome = train(proto, state.zeroed, task, self.training)
+        record = RoundRecord(
+            weights=count_weights(proto),
+            nonzero=count_nonzero(proto),
+            before=None if decision.recovery is None else decision.recovery.drop,
+            after=None if self.trials is None else self.trials.judged(trained, state.removed).drop,
+            seconds=round(time.perf_counter() - start, 3),
+            distillation=outcome,
+        )
+        return replace(state, model=from_proto(trained), records=(*state.records, record))
+
+    def _without_dead(self, state: State) -> State:
+        """Remove what training has left without effect: there is no further round for that."""
+        plain = replace(self.recipe, target=0.0, channels=None, structural="auto", criterion="apoz", recover=False)
+        current = analyse(state.model, plain, self.source, self.watch)
+        dead = [step for step in trim.by_threshold(current.coupling, current.scores) if step.rank == np.inf]
+        going = take(current.coupling, trim.aligned(current.coupling, dead, widths(self.recipe.align).step))
+        if not going.any():
+            return state
+        cut = self._pruned(state, current, Plan(going), replace(plain, target=None, channels=0.0, recover=True))
+        assert state.draft is not None
+        assert cut.draft is not None
+        return replace(cut, model=from_proto(cut.draft.model), draft=state.draft)
+
+    def _finished(self, state: State, decision: Decision) -> Attempt:
+        assert state.draft is not None
+        trimmed, kept = remove(self.analysis.coupling, state.removed)
+        before, after = nonzero_entries(trimmed), nonzero_entries(state.model.proto)
+        zeroed = {name: before[name] - after[name] for name in sorted(state.zeroed & before.keys() & after.keys())}
+        draft = replace(state.draft, model=state.model.proto, kept=kept, zeroed=zeroed)
+        plan = replace(decision.plan, removed=state.removed)
+        # Its weights are not the original's any more, so nothing speaks against folding.
+        job = Job(self.analysis, plan, replace(self.recipe, recover=True), [])
+        lowered = run(LOWERING, draft, job, self.watch)
+        recovery = None if self.trials is None else self.trials.judged(lowered.model, state.removed, plan.error)
+        found = replace(decision, plan=plan, recovery=recovery)
+        return replace(self._verified(found, lowered, self.recipe), rounds=state.records)
+
+    def _verified(self, decision: Decision, draft: Draft, recipe: Recipe) -> Attempt:
+        def unpacked() -> Attempt:
+            return self._verified(decision, replace(draft, packings={}), replace(recipe, pack="off"))
+
+        return finish(self.original, self.analysis, decision, draft, recipe, self.source, self.watch, unpacked)
+
+
+def parts(recipe: Recipe) -> Iterator[Recipe]:
+    """Return a recipe for every round; each leaves the same share of what the one before left."""
+    for number in range(1, recipe.rounds + 1):
+        target, channels = recipe.target, recipe.channels
+        yield replace(
+            recipe,
+            target=None if target is None else 1 - (1 - target) ** (number / recipe.rounds),
+            channels=None if channels is None else 1 - (1 - channels) ** (1 / recipe.rounds),
+        )
+
+
+def joined(analysis: Analysis, gone: BoolArray, current: Analysis, going: BoolArray) -> BoolArray:
+    """Return what went of the original's units, once those of a model that lost some of them go as well.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        Of the original.
+    gone : ndarray of bool, shape (units,)
+        Units of the original that its model of now has lost.
+    current : Analysis
+        Of that model.
+    going : ndarray of bool
+        Units of it.
+
+    Raises
+    ------
+    EquivalenceError
+        When its groups are not what is left of the original's.
+    """
+    removed, groups = gone.copy(), {group.name: group.units for group in analysis.coupling.groups}
+    for group in current.coupling.groups:
+        left = groups.get(group.name, np.zeros(0, dtype=np.int64))
+        left = left[~gone[left]]
+        if going[group.units].any():
+            if len(left) != len(group.units):
+                raise _defect(f"group {group.name!r}")
+            removed[left[going[group.units]]] = True
+    return removed
+
+
+def composed(first: Kept, then: Kept) -> Kept:
+    """Return what is kept of the original by two removals, the second of what the first left."""
+    result: Kept = {name: dict(axes) for name, axes in first.items()}
+    for name, axes in then.items():
+        for axis, kept in axes.items():
+            before = result.setdefault(name, {}).get(axis)
+            if before is None:
+                result[name][axis] = kept
+            elif not isinstance(kept[0], list) and not isinstance(before[0], list):
+                result[name][axis] = [before[place] for place in kept]
+    return result
+
+
+def demand_same(kept: Kept, other: Kept, draft: Draft) -> None:
+    """Demand that two accounts of what is kept agree for all that is still there; nested lists are passed over."""
+    there = {tensor.name for tensor in draft.model.graph.initializer}
+    for name in there & (kept.keys() | other.keys()):
+        for axis in kept.get(name, {}).keys() | other.get(name, {}).keys():
+            one, two = kept.get(name, {}).get(axis), other.get(name, {}).get(axis)
+            nested = any(found is not None and isinstance(found[0], list) for found in (one, two))
+            if one != two and not nested:
+                raise _defect(f"axis {axis} of {name!r}")
+
+
+def _defect(where: str) -> EquivalenceError:
+    return EquivalenceError(
+        "what went in two rounds does not add up",
+        where=where,
+        hint="this is a defect of graphprune: prune in one round (--rounds 1), and report it",
+    )
