@@ -184,8 +184,6 @@ class Recipe:
             )
         if self.rounds == 1:
             return
-        if self.finetune is None:
-            raise RecipeError("--rounds prunes and trains in turns", hint="give --finetune as well")
         others = {"--speedup": self.speedup is not None, "--pack": self.pack != "off"}
         others["--allow-resize"] = bool(self.allow_resize)
         for option, given in others.items():

@@ -20,7 +20,8 @@ from graphprune.calib.stream import Source
 from graphprune.entries import RoundRecord
 from graphprune.errors import EquivalenceError
 from graphprune.ir.cost import count_nonzero, count_weights, nonzero_entries
-from graphprune.ir.coupling.units import BoolArray
+from graphprune.ir.coupling.atoms import IdArray, support
+from graphprune.ir.coupling.units import FROZEN, BoolArray, Coupling
 from graphprune.ir.kernels import widths
 from graphprune.ir.model import Model, from_proto
 from graphprune.ir.surgery import Kept, remove
@@ -112,15 +113,30 @@ class Rounds:
         return self._finished(state, decision)
 
     def _analysed(self, state: State, part: Recipe) -> Analysis:
+        """Analyse what is left; targets and fractions stay those of the original."""
         if not state.records:
             return self.analysis
         again = analyse(state.model, part, self.source, self.watch)
-        return replace(again, weights_before=self.analysis.weights_before)  # targets are of the original's weights
+        origin = origins(self.analysis.coupling, state.kept, again.coupling)
+        steps = np.zeros(self.analysis.coupling.units + 1, dtype=np.int64)  # FROZEN indexes the last entry
+        for queue in self.analysis.queues:
+            for step in queue.steps:
+                steps[step.units] = len(queue.steps)
+        left = [
+            replace(queue, gone=max(int(steps[origin[queue.steps[0].units[0]]]) - len(queue.steps), 0))
+            for queue in again.queues
+            if queue.steps
+        ]
+        return replace(again, queues=left, weights_before=self.analysis.weights_before)
 
     def _pruned(self, state: State, current: Analysis, plan: Plan, part: Recipe) -> State:
         job = Job(current, plan, part, current.data.fitted)  # what is held out judges the training, too
         draft = run(PRUNING, Draft(current.coupling.graph.proto), job, self.watch)
-        removed = joined(self.analysis, state.removed, current, plan.removed)
+        going = origins(self.analysis.coupling, state.kept, current.coupling)[plan.removed]
+        if (going == FROZEN).any():
+            raise _defect("a unit of no initializer")
+        removed = state.removed.copy()
+        removed[going] = True
         kept = remove(self.analysis.coupling, removed)[1]
         demand_same(kept, composed(state.kept, draft.kept), draft)
         zeroed = state.zeroed | {name for name, count in draft.zeroed.items() if count}
@@ -177,44 +193,48 @@ class Rounds:
 
 
 def parts(recipe: Recipe) -> Iterator[Recipe]:
-    """Return a recipe for every round; each leaves the same share of what the one before left."""
+    """Return a recipe for every round; each leaves the same share of what the one before left.
+
+    Targets and fractions are of what there was before the first round.
+    """
     for number in range(1, recipe.rounds + 1):
         target, channels = recipe.target, recipe.channels
         yield replace(
             recipe,
             target=None if target is None else 1 - (1 - target) ** (number / recipe.rounds),
-            channels=None if channels is None else 1 - (1 - channels) ** (1 / recipe.rounds),
+            channels=None if channels is None else 1 - (1 - channels) ** (number / recipe.rounds),
         )
 
 
-def joined(analysis: Analysis, gone: BoolArray, current: Analysis, going: BoolArray) -> BoolArray:
-    """Return what went of the original's units, once those of a model that lost some of them go as well.
+def origins(original: Coupling, kept: Kept, current: Coupling) -> IdArray:
+    """Return which units of the original those of a model are that lost some of them.
 
     Parameters
     ----------
-    analysis : Analysis
-        Of the original.
-    gone : ndarray of bool, shape (units,)
-        Units of the original that its model of now has lost.
-    current : Analysis
-        Of that model.
-    going : ndarray of bool
-        Units of it.
+    original : Coupling
+    kept : dict
+        What is left of the original's initializers.
+    current : Coupling
+        Of the model that is left.
 
-    Raises
-    ------
-    EquivalenceError
-        When its groups are not what is left of the original's.
+    Returns
+    -------
+    ndarray of int, shape (units of the model,)
+        FROZEN where no initializer tells.
     """
-    removed, groups = gone.copy(), {group.name: group.units for group in analysis.coupling.groups}
-    for group in current.coupling.groups:
-        left = groups.get(group.name, np.zeros(0, dtype=np.int64))
-        left = left[~gone[left]]
-        if going[group.units].any():
-            if len(left) != len(group.units):
-                raise _defect(f"group {group.name!r}")
-            removed[left[going[group.units]]] = True
-    return removed
+    found = np.full(current.units, FROZEN)
+    for name in current.graph.initializers.keys() & original.graph.initializers.keys():
+        places = kept.get(name, {})
+        if any(isinstance(indices[0], list) for indices in places.values()):
+            continue  # other initializers carry the same units
+        for units, ids in zip(current.ids.get(name, ()), original.ids.get(name, ()), strict=False):
+            before = ids
+            for axis in support(ids):
+                before = before.take(places.get(axis, range(ids.shape[axis])), axis)
+            if before.shape == units.shape:
+                free = (units != FROZEN) & (before != FROZEN)
+                found[units[free]] = before[free]
+    return found
 
 
 def composed(first: Kept, then: Kept) -> Kept:

@@ -83,6 +83,8 @@ def training_of(
         When torch is not installed.
     """
     if recipe.finetune is None and function is None:
+        if recipe.rounds > 1:
+            raise RecipeError("--rounds prunes and trains in turns", hint="give --finetune as well")
         return None
     import graphprune.finetune  # noqa: F401, PLC0415 - to find out before hours of work that there is no torch
 

@@ -59,12 +59,15 @@ class Queue:
     costs : tuple of float
         Predicted squared error of the outputs that each step but the last adds when those before it have gone, relative
         to the outputs' variance; empty where nothing was predicted.
+    gone : int
+        Steps that were taken in earlier rounds of pruning.
     """
 
     steps: tuple[Step, ...]
     groups: tuple[int, ...]
     criterion: str
     costs: tuple[float, ...] = ()
+    gone: int = 0
 
     @property
     def most(self) -> int:

@@ -31,7 +31,8 @@ def by_fraction(coupling: Coupling, queues: Sequence[Queue], fraction: float, al
     coupling : Coupling
     queues : sequence of Queue
     fraction : float
-        In [0, 1); rounded down to whole units, and one unit of every group stays.
+        In [0, 1), of what was there before the first round of pruning; rounded down to whole units, and one unit of
+        every group stays.
     align : int, default 1
         As for `aligned`.
 
@@ -43,8 +44,8 @@ def by_fraction(coupling: Coupling, queues: Sequence[Queue], fraction: float, al
     steps: list[Step] = []
     for queue in queues:
         # The small constant keeps 0.3 of 10 units from being 2.
-        count = min(int(np.floor(fraction * len(queue.steps) + 1e-9)), queue.most)
-        steps.extend(queue.steps[:count])
+        count = int(np.floor(fraction * (len(queue.steps) + queue.gone) + 1e-9)) - queue.gone
+        steps.extend(queue.steps[: max(min(count, queue.most), 0)])
     return take(coupling, aligned(coupling, _in_order(steps), align))
 
 

@@ -203,7 +203,8 @@ class _Student:
         batches = self.lesson.batches
         groups = np.array_split(np.arange(len(batches)), min(len(batches), STEPS))
         optimizer = torch.optim.Adam(self.weights, lr=rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * len(groups) + 1, pct_start=WARM_UP)
+        steps = epochs * len(groups)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps))
         for epoch in range(1, epochs + 1):
             order = self.random.permutation(len(batches))
             for group in groups:
@@ -252,6 +253,11 @@ class _Student:
         with torch.no_grad():
             for weight, value in zip(self.weights, kept, strict=True):
                 weight.copy_(value)
+
+
+def _share(step: int, steps: int) -> float:
+    """Return which part of the learning rate a step takes: it rises at first, and falls by half a cosine."""
+    return min((step + 1) / max(WARM_UP * steps, 1), (1 + math.cos(math.pi * step / steps)) / 2)
 
 
 def _showing(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
