@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
-from graphprune import record
+from graphprune import ranks, record
 from graphprune.analysis import analyse, source_for
 from graphprune.attempts import attempt
 from graphprune.calib.calls import one_call
@@ -23,7 +23,7 @@ from graphprune.passes import trim
 from graphprune.passes.choice import take
 from graphprune.pipeline import demand_runnable
 from graphprune.recipe import Recipe, demand_recipe
-from graphprune.rounds import Rounds
+from graphprune.rounds import Rounds, follow
 from graphprune.training import Function, training_of
 from graphprune.watch import Stopwatch
 
@@ -72,7 +72,8 @@ def prune(
     calibration : path-like, mapping, array, iterable or callable, optional
         Calibration inputs, see `graphprune.calib.sources.open_source`. Random ones by default; the ledger notes it.
     finetune : callable, optional
-        Trains a `graphprune.finetune.GraphModule` in place, in every round; instead of one that the recipe names.
+        Trains a `graphprune.finetune.GraphModule` in place, in every round; instead of one that the recipe names. In
+        processes that torchrun started it is called in all of them; the first one prunes, and all return the same.
     progress : callable, optional
         Called with the number of calibration samples that each run took, and of batches that were learnt from.
 
@@ -107,13 +108,18 @@ def prune(
     if recipe.batch is not None:
         one_call(source, recipe.batch)
     training = training_of(recipe, source, finetune, progress)
+    channel = ranks.Channel() if training is not None and ranks.world() > 1 else None
+    if training is not None and channel is not None and ranks.rank() > 0:
+        return follow(training, channel)
     watch = Stopwatch()
     analysis = analyse(original, recipe, source, watch, progress)
     if training is None:
         found = attempt(original, analysis, recipe, source, watch)
     else:
-        found = Rounds(original, analysis, recipe, source, watch, training).run()
+        found = Rounds(original, analysis, recipe, source, watch, training, channel).run()
     ledger = record.record(original, recipe, source, analysis, found, watch)
+    if channel is not None:
+        channel.tell(ranks.Done(found.result.SerializeToString(), ledger))
     return found.result, ledger
 
 

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 import graphprune
-from graphprune import options, report
+from graphprune import options, ranks, report
 from graphprune.api import as_model, inspect, prune
 from graphprune.ci import STEP_SUMMARY, Files
 from graphprune.comparison import check, compare
@@ -109,6 +109,8 @@ def prune_command(
     files = Files(f"graphprune {model}", junit, summary, [model, *loaded.data_files, *inputs, *paths])
     with files.errors(), progress_bar(quiet) as progress:
         pruned, ledger = prune(loaded, recipe, calib, progress=progress)
+        if ranks.rank() > 0:  # the first process writes
+            _exit_by(ledger.gates, quiet=True)
         ledger = write(pruned, ledger, loaded, *paths)
     files.write(ledger)
     if as_json:
@@ -222,10 +224,10 @@ def check_command(
     _exit_by(found.gates)
 
 
-def _exit_by(gates: Sequence[Gate]) -> NoReturn:
+def _exit_by(gates: Sequence[Gate], *, quiet: bool = False) -> NoReturn:
     """Exit with 1 when a gate was missed, and say so even where nothing else is printed."""
     missed = [gate for gate in gates if not gate.ok]
-    for gate in missed:
+    for gate in missed if not quiet else ():
         click.echo(f"error: gate {gate.name} was missed: {gate_text(gate)} does not hold", err=True)
     sys.exit(1 if missed else 0)
 

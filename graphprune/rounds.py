@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx
 
 from graphprune.analysis import Analysis, analyse
 from graphprune.attempts import Attempt, finish
@@ -25,10 +26,12 @@ from graphprune.ir.coupling.units import FROZEN, BoolArray, Coupling
 from graphprune.ir.kernels import widths
 from graphprune.ir.model import Model, from_proto
 from graphprune.ir.surgery import Kept, remove
+from graphprune.ledger import Ledger
 from graphprune.passes import trim
 from graphprune.passes.choice import take
 from graphprune.pipeline import Decision, Trials, decide
 from graphprune.planning import Plan
+from graphprune.ranks import Channel, ToTrain
 from graphprune.recipe import Recipe
 from graphprune.training import Task, Training, train
 from graphprune.watch import Stopwatch
@@ -79,13 +82,22 @@ class Rounds:
     watch : Stopwatch
     training : Training
         Trains a pruned model in place. Zeros stay zeros, whatever it does.
+    channel : Channel, optional
+        To other processes that train as well.
     """
 
     def __init__(
-        self, original: Model, analysis: Analysis, recipe: Recipe, source: Source, watch: Stopwatch, training: Training
+        self,
+        original: Model,
+        analysis: Analysis,
+        recipe: Recipe,
+        source: Source,
+        watch: Stopwatch,
+        training: Training,
+        channel: Channel | None = None,
     ) -> None:
         self.original, self.analysis, self.recipe = original, analysis, recipe
-        self.source, self.watch, self.training = source, watch, training
+        self.source, self.watch, self.training, self.channel = source, watch, training, channel
         self.trials = None if analysis.curves is None else Trials(analysis, recipe)
 
     def run(self) -> Attempt:
@@ -145,6 +157,8 @@ class Rounds:
     def _trained(self, state: State, decision: Decision) -> State:
         assert state.draft is not None
         proto, start = state.draft.model, time.perf_counter()
+        if self.channel is not None:
+            self.channel.tell(ToTrain(proto.SerializeToString(), state.zeroed))
         with self.watch.time("train"):
             task = Task(self.analysis, state.removed, self.source)
             trained, outcome = train(proto, state.zeroed, task, self.training)
@@ -190,6 +204,13 @@ class Rounds:
             return self._verified(decision, replace(draft, packings={}), replace(recipe, pack="off"))
 
         return finish(self.original, self.analysis, decision, draft, recipe, self.source, self.watch, unpacked)
+
+
+def follow(training: Training, channel: Channel) -> tuple[onnx.ModelProto, Ledger]:
+    """Train with the first process, round after round; return what came of it."""
+    while isinstance(message := channel.hear(), ToTrain):
+        train(onnx.load_model_from_string(message.model), message.zeroed, None, training)
+    return message.result()
 
 
 def parts(recipe: Recipe) -> Iterator[Recipe]:

@@ -17,6 +17,7 @@ from graphprune.imports import import_function
 from graphprune.ir.coupling.resizing import resized
 from graphprune.ir.coupling.units import BoolArray
 from graphprune.ir.graph import Graph
+from graphprune.ranks import local_rank, world
 from graphprune.recipe import Recipe
 from graphprune.recovery.effects import compared_outputs
 from graphprune.recovery.repair import solved_layers
@@ -54,8 +55,8 @@ class Task:
     source: Source
 
 
-Training: TypeAlias = "Callable[[GraphModule, Task], dict[str, Any] | None]"
-"""Trains a module in place, and may say what came of it."""
+Training: TypeAlias = "Callable[[GraphModule, Task | None], dict[str, Any] | None]"
+"""Trains a module in place, and may say what came of it. No task is given to processes that only help to train."""
 
 
 def training_of(
@@ -101,6 +102,12 @@ def training_of(
                 where=f"--finetune {DISTILL}",
                 hint="give --calib",
             )
+        if world() > 1:
+            raise RecipeError(
+                "the original teaches in one process, and there are more",
+                where=f"--finetune {DISTILL}",
+                hint="start it without torchrun",
+            )
         return lambda module, task: _distilled(module, task, recipe, progress)
     return by_function(import_function(recipe.finetune, "training function", RecipeError, _USE), recipe.finetune)
 
@@ -108,7 +115,7 @@ def training_of(
 def by_function(function: Function, name: str) -> Training:
     """Return the training that a function of the user's does; what fails in it is an error of theirs."""
 
-    def training(module: GraphModule, task: Task) -> None:
+    def training(module: GraphModule, task: Task | None) -> None:
         module.train()
         try:
             function(module)
@@ -126,7 +133,7 @@ def by_function(function: Function, name: str) -> Training:
 
 
 def train(
-    proto: onnx.ModelProto, zeroed: frozenset[str], task: Task, training: Training
+    proto: onnx.ModelProto, zeroed: frozenset[str], task: Task | None, training: Training
 ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
     """Train a model, and hold its zeros.
 
@@ -136,7 +143,7 @@ def train(
         Not changed.
     zeroed : frozenset of str
         Initializers whose zeros stay; those that are no longer there are passed over.
-    task : Task
+    task : Task or None
     training : Training
 
     Returns
@@ -159,7 +166,7 @@ def train(
 
     module = to_torch(proto)
     if torch.cuda.is_available():
-        module.cuda()
+        module.to(f"cuda:{local_rank() % torch.cuda.device_count()}")
     masks = Masks(module, sorted(zeroed.intersection(module.initializer_names.values())))
     outcome = training(module, task)
     module.eval()
@@ -168,8 +175,9 @@ def train(
 
 
 def _distilled(
-    module: GraphModule, task: Task, recipe: Recipe, progress: Callable[[int], None] | None
+    module: GraphModule, task: Task | None, recipe: Recipe, progress: Callable[[int], None] | None
 ) -> dict[str, Any]:
+    assert task is not None
     from graphprune.finetune.distill import Lesson, distill  # noqa: PLC0415
 
     coupling, data = task.analysis.coupling, split(task.source)
