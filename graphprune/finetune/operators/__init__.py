@@ -8,38 +8,50 @@ attributes that it cannot serve go into ``RESTRICTIONS``, so that they are refus
 from __future__ import annotations
 
 from graphprune.finetune.operators import (
+    control_flow,
     convolution,
     elementwise,
     indexing,
     linear,
     normalization,
     pooling,
+    positions,
     reduction,
     resize,
+    scatter,
     shape,
 )
 from graphprune.finetune.operators.call import Call, Operator, Restriction
 
 OPERATORS: dict[str, Operator] = {
+    **control_flow.OPERATORS,
     **convolution.OPERATORS,
     **elementwise.OPERATORS,
     **indexing.OPERATORS,
     **linear.OPERATORS,
     **normalization.OPERATORS,
     **pooling.OPERATORS,
+    **positions.OPERATORS,
     **reduction.OPERATORS,
     **resize.OPERATORS,
+    **scatter.OPERATORS,
     **shape.OPERATORS,
 }
-"""Operators of the default domain by type; ``Constant`` is read when the module is made."""
+"""Operators by type, with the domain in front where it is not ONNX's own; ``Constant`` is read when the module is made.
+"""
 
 RESTRICTIONS: dict[str, Restriction] = {
+    **control_flow.RESTRICTIONS,
     **elementwise.RESTRICTIONS,
     **indexing.RESTRICTIONS,
     **normalization.RESTRICTIONS,
     **pooling.RESTRICTIONS,
+    **positions.RESTRICTIONS,
     **resize.RESTRICTIONS,
 }
 """What an operator refuses, by type; absent = nothing."""
 
-__all__ = ["OPERATORS", "RESTRICTIONS", "Call", "Operator", "Restriction"]
+REFUSED: dict[str, tuple[str, str]] = {}
+"""Operators that are left out on purpose: why, and what to do."""
+
+__all__ = ["OPERATORS", "REFUSED", "RESTRICTIONS", "Call", "Operator", "Restriction"]
