@@ -16,6 +16,7 @@ from graphprune.finetune.operators import (
     normalization,
     pooling,
     positions,
+    recurrent,
     reduction,
     resize,
     scatter,
@@ -32,6 +33,7 @@ OPERATORS: dict[str, Operator] = {
     **normalization.OPERATORS,
     **pooling.OPERATORS,
     **positions.OPERATORS,
+    **recurrent.OPERATORS,
     **reduction.OPERATORS,
     **resize.OPERATORS,
     **scatter.OPERATORS,
@@ -47,6 +49,7 @@ RESTRICTIONS: dict[str, Restriction] = {
     **normalization.RESTRICTIONS,
     **pooling.RESTRICTIONS,
     **positions.RESTRICTIONS,
+    **recurrent.RESTRICTIONS,
     **resize.RESTRICTIONS,
 }
 """What an operator refuses, by type; absent = nothing."""
