@@ -8,9 +8,11 @@ attributes that it cannot serve go into ``RESTRICTIONS``, so that they are refus
 from __future__ import annotations
 
 from graphprune.finetune.operators import (
+    attention,
     control_flow,
     convolution,
     elementwise,
+    fused,
     indexing,
     linear,
     normalization,
@@ -19,15 +21,19 @@ from graphprune.finetune.operators import (
     recurrent,
     reduction,
     resize,
+    rotary,
+    runtime_attention,
     scatter,
     shape,
 )
 from graphprune.finetune.operators.call import Call, Operator, Restriction
 
 OPERATORS: dict[str, Operator] = {
+    **attention.OPERATORS,
     **control_flow.OPERATORS,
     **convolution.OPERATORS,
     **elementwise.OPERATORS,
+    **fused.OPERATORS,
     **indexing.OPERATORS,
     **linear.OPERATORS,
     **normalization.OPERATORS,
@@ -36,6 +42,8 @@ OPERATORS: dict[str, Operator] = {
     **recurrent.OPERATORS,
     **reduction.OPERATORS,
     **resize.OPERATORS,
+    **rotary.OPERATORS,
+    **runtime_attention.OPERATORS,
     **scatter.OPERATORS,
     **shape.OPERATORS,
 }
@@ -43,14 +51,18 @@ OPERATORS: dict[str, Operator] = {
 """
 
 RESTRICTIONS: dict[str, Restriction] = {
+    **attention.RESTRICTIONS,
     **control_flow.RESTRICTIONS,
     **elementwise.RESTRICTIONS,
+    **fused.RESTRICTIONS,
     **indexing.RESTRICTIONS,
     **normalization.RESTRICTIONS,
     **pooling.RESTRICTIONS,
     **positions.RESTRICTIONS,
     **recurrent.RESTRICTIONS,
     **resize.RESTRICTIONS,
+    **rotary.RESTRICTIONS,
+    **runtime_attention.RESTRICTIONS,
 }
 """What an operator refuses, by type; absent = nothing."""
 
