@@ -20,7 +20,7 @@ pytestmark = pytest.mark.zoo
 
 NETWORKS = """lenet5_mnist lenet300_mnist mnist_cntk resnet20_cifar10 resnet20_cifar10_bn squeezenet11_imagenet
 mobilenet_v2_imagenet mobilenet_v1_025_imagenet dscnn_kws autoencoder_ad shufflenet_v2_imagenet ultraface_rfb espcn
-dtln_2 magika vit_tracker""".split()
+dtln_1 dtln_2 gtcrn_simple magika ppocr_det silero_vad vit_tracker yolox_nano""".split()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

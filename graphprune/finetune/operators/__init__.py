@@ -18,11 +18,13 @@ from graphprune.finetune.operators import (
     normalization,
     pooling,
     positions,
+    quantization,
     recurrent,
     reduction,
     resize,
     rotary,
     runtime_attention,
+    sampling,
     scatter,
     shape,
 )
@@ -39,11 +41,13 @@ OPERATORS: dict[str, Operator] = {
     **normalization.OPERATORS,
     **pooling.OPERATORS,
     **positions.OPERATORS,
+    **quantization.OPERATORS,
     **recurrent.OPERATORS,
     **reduction.OPERATORS,
     **resize.OPERATORS,
     **rotary.OPERATORS,
     **runtime_attention.OPERATORS,
+    **sampling.OPERATORS,
     **scatter.OPERATORS,
     **shape.OPERATORS,
 }
@@ -59,14 +63,16 @@ RESTRICTIONS: dict[str, Restriction] = {
     **normalization.RESTRICTIONS,
     **pooling.RESTRICTIONS,
     **positions.RESTRICTIONS,
+    **quantization.RESTRICTIONS,
     **recurrent.RESTRICTIONS,
     **resize.RESTRICTIONS,
     **rotary.RESTRICTIONS,
     **runtime_attention.RESTRICTIONS,
+    **sampling.RESTRICTIONS,
 }
 """What an operator refuses, by type; absent = nothing."""
 
-REFUSED: dict[str, tuple[str, str]] = {}
+REFUSED: dict[str, tuple[str, str]] = {**quantization.REFUSED}
 """Operators that are left out on purpose: why, and what to do."""
 
 __all__ = ["OPERATORS", "REFUSED", "RESTRICTIONS", "Call", "Operator", "Restriction"]
