@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -79,6 +79,21 @@ class Step:
         values.update((name, made) for name, made in zip(self.outputs, results, strict=False) if name)
         for name in self.last_uses:
             values.pop(name, None)
+
+
+def with_changed(steps: Iterable[Step], change: Callable[[Step], Step]) -> tuple[Step, ...]:
+    """Return steps of which each is what a function makes of it, those in bodies too.
+
+    Parameters
+    ----------
+    steps : iterable of Step
+    change : callable
+        From a step, whose bodies are changed already, to another one; names are those of the model, and differ.
+    """
+    return tuple(
+        change(replace(step, bodies=tuple(replace(b, steps=with_changed(b.steps, change)) for b in step.bodies)))
+        for step in steps
+    )
 
 
 def default_opset(proto: onnx.ModelProto) -> int:

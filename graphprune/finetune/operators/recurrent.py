@@ -214,7 +214,7 @@ def _parameters(kind: str, inputs: Inputs) -> list[Tensor]:
 def _fused(kind: str, kernel: Kernel, inputs: Inputs) -> Results:
     """Run all directions in one kernel; sequences of different lengths are packed."""
     parameters, biased = _parameters(kind, inputs), inputs.bias is not None
-    (directions, batch, hidden), steps = inputs.states[0].shape, len(inputs.x)
+    (directions, _, hidden), (steps, batch, _) = inputs.recurrence.shape, inputs.x.shape
     settings = (parameters, biased, 1, 0.0, False, directions == 2)
     if inputs.lengths is None:
         y, *states = kernel(inputs.x, _state(inputs.states), *settings, False)
