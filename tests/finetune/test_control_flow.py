@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 torch = pytest.importorskip("torch")
 
-from graphprune.errors import UnsupportedOperatorError  # noqa: E402
+from graphprune.errors import ModelError, UnsupportedOperatorError  # noqa: E402
 from graphprune.finetune import to_onnx, to_torch  # noqa: E402
 from tests.bodies import in_branches, in_loop  # noqa: E402
 from tests.nets import Net  # noqa: E402
@@ -159,7 +159,7 @@ net (float[2] x, int64 count) => (float[2] last, float[I, 2] every) {
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])
-def test_a_loop_ends_by_its_count_or_its_condition(count, tmp_path):
+def test_a_loop_ends_by_its_count_or_its_condition(count):
     model = parsed(LOOP, w=np.array([1.5, 2.0], np.float32))
     given = {"x": np.array([1.0, 0.5], np.float32), "count": np.array(count)}
     module = to_torch(model)
@@ -170,6 +170,12 @@ def test_a_loop_ends_by_its_count_or_its_condition(count, tmp_path):
         return torch.func.functional_call(module, {"w": w}, kwargs={**moved, "x": moved["x"].double()})
 
     assert torch.autograd.gradcheck(last, [module.double().parameter_of("w").detach().requires_grad_()])
+
+
+def test_a_loop_that_does_not_run_is_named_where_it_stacks():
+    model = parsed(LOOP, w=np.array([1.5, 2.0], np.float32))
+    with pytest.raises(ModelError, match="does not run once"):
+        to_torch(model)(**tensors({"x": np.ones(2, np.float32), "count": np.array(0)}))
 
 
 SCAN = """

@@ -97,7 +97,7 @@ def test_mixed_precision_computes_nearly_the_same_and_gives_gradients(name, trai
         assert buffer.dtype is other.dtype, label
 
 
-@pytest.mark.parametrize("name", ["convolutional", "perceptron"])
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("training", [False, True])
 def test_it_is_compiled_in_one_graph(name, training):
     module, inputs = made(name)

@@ -1,8 +1,9 @@
 """The ONNX operators in torch: one table, filled by a small module for each family.
 
-Every function follows the operator's page of the specification, https://onnx.ai/onnx/operators/. To add an
-operator, write ``function(call, *inputs)`` in its family's module and name it in that module's ``OPERATORS``;
-attributes that it cannot serve go into ``RESTRICTIONS``, so that they are refused when the module is made.
+Every function follows the operator's page of the specification, https://onnx.ai/onnx/operators/. To add an operator,
+write ``function(call, *inputs)`` in its family's module and name it in that module's ``OPERATORS``; attributes that it
+cannot serve go into ``RESTRICTIONS``, so that they are refused when the module is made. Make tensors on the device of
+the inputs, and give it an example in ``tests/finetune/cases.py``: outputs, gradients and device are tested with it.
 """
 
 from __future__ import annotations

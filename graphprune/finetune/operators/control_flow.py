@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from graphprune.errors import ModelError
 from graphprune.finetune.operators.call import Call, Operator, Restriction
 
 Run = Callable[..., tuple[Tensor, ...]]
@@ -54,13 +55,22 @@ def loop(
         going, *made = body(torch.tensor(len(rows), dtype=torch.int64, device=device), going, *states)
         states = tuple(made[: len(states)])
         rows.append(tuple(made[len(states) :]))
-    return *states, *_stacked(call, rows, [0] * (call.outputs - len(states)))
+    return *states, *_stacked(call, rows, len(states))
 
 
-def _stacked(call: Call, rows: list[tuple[Tensor, ...]], axes: list[int]) -> list[Tensor]:
-    if not rows and axes:
-        raise RuntimeError("a loop that does not run once stacks nothing, and torch does not know of which shape")
-    return [torch.stack(values, dim=axis) for values, axis in zip(zip(*rows, strict=True), axes, strict=True)]
+def _stacked(call: Call, rows: list[tuple[Tensor, ...]], states: int) -> list[Tensor]:
+    """Stack the results of all iterations, along axis 0 where the node names no other."""
+    if not rows and call.outputs > states:
+        raise ModelError(
+            "a loop that does not run once stacks nothing",
+            why="torch does not know of which shape the results would have been",
+            hint="give it one iteration at least",
+        )
+    count = len(rows[0]) if rows else 0
+    axes = call.get("scan_output_axes") or [0] * count
+    back = call.get("scan_output_directions") or [0] * count
+    stacks = zip(zip(*rows, strict=True), axes, back, strict=True)
+    return [torch.stack(row[::-1] if turn else row, dim=axis) for row, axis, turn in stacks]
 
 
 def scan(call: Call, body: Run, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -82,20 +92,16 @@ def scan(call: Call, body: Run, *inputs: Tensor) -> tuple[Tensor, ...]:
     """
     count = call.get("num_scan_inputs")
     states, scanned = inputs[: len(inputs) - count], inputs[len(inputs) - count :]
-    stacked = call.outputs - len(states)
-    places = list(zip(scanned, call.get("scan_input_axes") or [0] * count, strict=True))
-    turned = call.get("scan_input_directions") or [0] * count
-    columns = [x.unbind(axis)[::-1] if back else x.unbind(axis) for (x, axis), back in zip(places, turned, strict=True)]
+    axes = call.get("scan_input_axes") or [0] * count
+    back = call.get("scan_input_directions") or [0] * count
+    places = zip(scanned, axes, back, strict=True)
+    columns = [x.unbind(axis)[::-1] if turn else x.unbind(axis) for x, axis, turn in places]
     rows: list[tuple[Tensor, ...]] = []
     for row in zip(*columns, strict=True):
         made = body(*states, *row)
         states = tuple(made[: len(states)])
         rows.append(tuple(made[len(states) :]))
-    results = _stacked(call, rows, list(call.get("scan_output_axes") or [0] * stacked))
-    axes = call.get("scan_output_axes") or [0] * stacked
-    directions = call.get("scan_output_directions") or [0] * stacked
-    ordered = [made.flip(axis) if back else made for made, axis, back in zip(results, axes, directions, strict=True)]
-    return *states, *ordered
+    return *states, *_stacked(call, rows, len(states))
 
 
 def _scan_limits(call: Call) -> str:

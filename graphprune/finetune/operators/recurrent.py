@@ -191,7 +191,7 @@ Kernel = Callable[..., tuple[Tensor, ...]]
 def _parameters(kind: str, inputs: Inputs) -> list[Tensor]:
     """Return the weights as torch's kernels want them.
 
-    They are parts of one tensor, laid out as cuDNN does it, so that one copy is made of them and not two.
+    They are parts of one tensor, in the order in which cuDNN wants them: it copies them together otherwise.
     """
     order = ORDERS[kind]
 
@@ -215,7 +215,8 @@ def _fused(kind: str, kernel: Kernel, inputs: Inputs) -> Results:
     """Run all directions in one kernel; sequences of different lengths are packed."""
     parameters, biased = _parameters(kind, inputs), inputs.bias is not None
     (directions, _, hidden), (steps, batch, _) = inputs.recurrence.shape, inputs.x.shape
-    settings = (parameters, biased, 1, 0.0, False, directions == 2)
+    # Without dropout the mode decides only whether cuDNN can go backwards.
+    settings = (parameters, biased, 1, 0.0, torch.is_grad_enabled(), directions == 2)
     if inputs.lengths is None:
         y, *states = kernel(inputs.x, _state(inputs.states), *settings, False)
     else:
