@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 torch = pytest.importorskip("torch")
 
+from graphprune.errors import UnsupportedOperatorError  # noqa: E402
 from graphprune.finetune import GraphModule, to_torch  # noqa: E402
 from graphprune.finetune.operators import OPERATORS, REFUSED  # noqa: E402
 from graphprune.ir.rules import RULES  # noqa: E402
@@ -78,3 +79,20 @@ def test_nothing_is_made_on_the_cpu(case: Case, one_node: Callable[..., onnx.Mod
     module = to_torch(model).to("meta")
     made = module(**{name: torch.from_numpy(case.inputs[int(name[1:])]).to("meta") for name in module.input_names})
     assert {y.device.type for y in (made if isinstance(made, tuple) else (made,))} == {"meta"}
+
+
+def test_a_cache_that_is_not_empty_is_refused_with_what_to_do(one_node: Callable[..., onnx.ModelProto]) -> None:
+    (case, *_) = (case for case in CASES if case.op == "com.microsoft.GroupQueryAttention")
+    past = np.zeros((2, 2, 3, 8), np.float32)
+    given = [*case.inputs[:3], past, past, *case.inputs[5:]]
+    module = to_torch(one_node(case.op, given, **{**case.options, "fixed": range(1, 7)}))
+    with pytest.raises(UnsupportedOperatorError, match="empty cache"):
+        module(torch.from_numpy(given[0]))
+
+
+def test_a_mask_of_another_shape_is_refused(one_node: Callable[..., onnx.ModelProto]) -> None:
+    (case, *_) = (case for case in CASES if case.op == "com.microsoft.Attention")
+    given = [*case.inputs[:3], np.ones((2, 1, 5, 5), np.int32)]
+    module = to_torch(one_node(case.op, given, **{**case.options, "fixed": range(1, 4)}))
+    with pytest.raises(UnsupportedOperatorError, match="mask"):
+        module(torch.from_numpy(given[0]))

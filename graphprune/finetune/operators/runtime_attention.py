@@ -181,13 +181,8 @@ def group_query_attention(
     tuple of torch.Tensor
         [N, S, H * D]; keys and values.
     """
+    _demand_empty(past_key)
     heads, served = call.get("num_heads"), call.get("kv_num_heads")
-    if past_key is not None and past_key.shape[2]:
-        raise UnsupportedOperatorError(
-            "the torch interpreter cannot run GroupQueryAttention of domain com.microsoft",
-            why="something is cached already",
-            hint="give an empty cache and whole sequences: training has no use for one",
-        )
     if k is None or v is None:
         size = q.shape[2] // (heads + 2 * served)
         q, k, v = torch.split(q, [heads * size, served * size, served * size], 2)
@@ -200,6 +195,15 @@ def group_query_attention(
     allowed = seen(q, k, 0, causal=True, left=window - 1 if window > 0 else -1, count=last + 1)
     y = attend(q, k, v, joined(added, allowed, q.dtype), call.get("scale"), call.get("softcap", 0.0))
     return merge_heads(y), k, v
+
+
+def _demand_empty(past: Tensor | None) -> None:
+    if past is not None and past.shape[2]:
+        raise UnsupportedOperatorError(
+            "the torch interpreter cannot run GroupQueryAttention of domain com.microsoft",
+            why="something is cached already",
+            hint="give an empty cache and whole sequences: training has no use for one",
+        )
 
 
 def _multi_head_limits(call: Call) -> str:
