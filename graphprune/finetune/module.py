@@ -11,18 +11,19 @@ import onnx
 from torch import Tensor, nn
 
 from graphprune.errors import ModelError
-from graphprune.finetune import graph
+from graphprune.finetune import constants, graph
 from graphprune.finetune.tensors import store
 from graphprune.ir.model import Model, from_proto, load, save
-from graphprune.ir.tensors import float_tensors
+from graphprune.ir.tensors import FLOAT_TYPES
 
 
 class GraphModule(nn.Module):
-    """A torch module that interprets the main graph of an ONNX model. Made by `to_torch`.
+    """A torch module that interprets an ONNX model. Made by `to_torch`.
 
-    Float initializers and float Constant nodes are parameters, so that any torch optimizer trains them.
-    Running statistics of BatchNormalization, settings such as Clip's bounds and scalars of rank 0 are
-    buffers. ``train()`` and ``eval()`` switch BatchNormalization and Dropout.
+    Float initializers and float Constant nodes are parameters, those in the branches of If and the bodies of Loop and
+    Scan too, so that any torch optimizer trains them. Running statistics of BatchNormalization, settings such as Clip's
+    bounds, masks and scalars of rank 0 are buffers (`graphprune.finetune.constants.trained`), and so is what local
+    functions store. ``train()`` and ``eval()`` switch BatchNormalization and Dropout.
 
     Parameters
     ----------
@@ -33,7 +34,8 @@ class GraphModule(nn.Module):
     ----------
     initializer_names : dict of str to str
         The ONNX name of every float parameter and buffer, by its torch name. The two differ where the ONNX
-        name holds a dot, which torch forbids, or is taken.
+        name holds a dot, which torch forbids, or is taken. Of a name that several bodies give to weights of their own,
+        all but the first get a number behind it.
     input_names : tuple of str
         Graph inputs without an initializer, in order: the arguments of the module.
     output_names : tuple of str
@@ -50,12 +52,14 @@ class GraphModule(nn.Module):
         self.model = replace(model, proto=proto)
         self.constraints: list[Callable[[], None]] = []
         self.initializer_names: dict[str, str] = {}
-        self.steps = graph.steps(proto)
-        values = graph.constants(proto)
+        opened, self._stored_names = constants.opened(proto)
+        self.steps = graph.steps(opened)
+        values = constants.constants(opened)
         self.input_names = tuple(entry.name for entry in proto.graph.input if entry.name not in values)
         self.output_names = tuple(entry.name for entry in proto.graph.output)
-        floats = float_tensors(proto)
-        weights = graph.trained(proto, values, floats)
+        kinds = zip(self._stored_names, constants.stored(proto), strict=True)
+        floats = {name for name, (_, tensor) in kinds if tensor.data_type in FLOAT_TYPES}
+        weights = constants.trained(opened, values, floats)
         self._torch_names: dict[str, str] = {}
         for name, value in values.items():
             torch_name = self._free_name(name)
@@ -74,7 +78,7 @@ class GraphModule(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         restore: Any = super().__setstate__  # torch leaves it untyped
         restore(state)
-        self.steps = graph.steps(self.model.proto)
+        self.steps = graph.steps(constants.opened(self.model.proto)[0])
 
     def _free_name(self, name: str) -> str:
         candidate = name.replace(".", "_")
@@ -233,7 +237,8 @@ def to_proto(module: GraphModule) -> onnx.ModelProto:
         constraint()
     proto = onnx.ModelProto()
     proto.CopyFrom(module.model.proto)
-    floats = float_tensors(proto)
+    tensors = (tensor for _, tensor in constants.stored(proto))
+    by_name = dict(zip(module._stored_names, tensors, strict=True))
     for torch_name, name in module.initializer_names.items():
         value = getattr(module, torch_name)
         if isinstance(value, nn.Parameter) and value.requires_grad and not value.isfinite().all():
@@ -242,5 +247,5 @@ def to_proto(module: GraphModule) -> onnx.ModelProto:
                 where=name,
                 hint="train again with a smaller learning rate",
             )
-        store(value, floats[name])
+        store(value, by_name[name])
     return proto

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from graphprune.errors import CalibrationError, ModelError
-from graphprune.finetune.graph import Step
+from graphprune.errors import CalibrationError, ModelError, UnsupportedOperatorError
+from graphprune.finetune.graph import Step, with_changed
 from graphprune.finetune.module import GraphModule, to_torch
 from graphprune.finetune.operators import Call
 from graphprune.finetune.tensors import TORCH_TYPES
@@ -85,6 +85,7 @@ def taylor(coupling: Coupling, batches: Iterable[Mapping[str, npt.NDArray[Any]]]
     ------
     UnsupportedOperatorError
         When the torch interpreter does not know an operator.
+        Or what it consumes has no weight for each position: the bias of MultiHeadAttention.
     ModelError
         When torch cannot run the model, or its gradients are not finite.
     CalibrationError
@@ -152,11 +153,25 @@ def _gated(coupling: Coupling) -> tuple[GraphModule, list[Gate]]:
         units = [found for found in consumed_units(coupling, contraction) if (found != FROZEN).any()]
         if units:
             gate = Gate(contraction, units, _ones(coupling, contraction))
+            _demand_fit(gate)
             gates.setdefault(contraction.node.outputs, []).append(gate)
-    module.steps = tuple(
-        _multiplied(step, gates[step.outputs]) if step.outputs in gates else step for step in module.steps
+    module.steps = with_changed(
+        module.steps, lambda step: _multiplied(step, gates[step.outputs]) if step.outputs in gates else step
     )
     return module, [gate for found in gates.values() for gate in found]
+
+
+def _demand_fit(gate: Gate) -> None:
+    """Refuse a contraction whose weight has other positions than what it consumes: a bias inside attention."""
+    node, axis = gate.contraction.node, gate.contraction.weight_axis
+    positions = gate.ones.shape[axis] * gate.contraction.groups
+    if any(len(found) != positions for found in gate.units):
+        raise UnsupportedOperatorError(
+            f"the taylor criterion cannot weigh what {node.op} consumes",
+            where=node.label,
+            why=f"input {gate.contraction.data} is consumed without a weight for each of its positions",
+            hint="choose another --criterion",
+        )
 
 
 def _ones(coupling: Coupling, contraction: Contraction) -> Tensor:

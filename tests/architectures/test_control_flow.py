@@ -1,4 +1,4 @@
-"""Control flow as torch exports it: what is inside is pruned, and the rest is the same function."""
+"""Control flow as torch exports it: what is inside is pruned, the rest is the same, and torch runs it again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphprune.errors import GraphPruneError
-from graphprune.finetune import to_torch
 from tests.architectures.exporting import Exporter, export, randomise
+from tests.architectures.interpreting import assert_same_in_torch
 from tests.oracles import all_groups, assert_exact
 
 
@@ -71,8 +70,10 @@ def test_branches(depth: float) -> None:
     inputs = [sentence(2, 3, 6, 6), torch.full((1,), depth)]
     model = export(randomise(Either()), inputs, "dynamo", 20)
     assert "If" in [node.op_type for node in model.graph.node]
-    coupling = assert_exact(model, inputs={f"input_{n}": value.numpy() for n, value in enumerate(inputs)})
+    given = {f"input_{n}": value.numpy() for n, value in enumerate(inputs)}
+    coupling = assert_exact(model, inputs=given)
     assert sorted(all_groups(coupling).values()) == [8, 12, 16]
+    assert_same_in_torch(model, given)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # of torch's own, in its scan, too
@@ -86,9 +87,4 @@ def test_a_recurrence_written_out(build: Callable[[], nn.Module], exporter: Expo
     assert {"Loop", "Scan"} & {node.op_type for node in model.graph.node}
     coupling = assert_exact(model, inputs={"input_0": np.asarray(words)})
     assert list(all_groups(coupling).values()) == [10]
-
-
-def test_the_way_back_to_torch_knows_no_control_flow_and_says_so() -> None:
-    model = export(randomise(Either()), [sentence(2, 3, 6, 6), torch.ones(1)], "dynamo", 20)
-    with pytest.raises(GraphPruneError, match="the torch interpreter cannot run If"):
-        to_torch(model)
+    assert_same_in_torch(model, {"input_0": np.asarray(words)})

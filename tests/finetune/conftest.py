@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 torch = pytest.importorskip("torch")
 
@@ -33,14 +33,20 @@ def one_node(
     opset: int = 17,
     outputs: int = 1,
     fixed: Sequence[int] | None = None,
+    ranks: Sequence[int] = (),
     **attributes: Any,
 ) -> onnx.ModelProto:
-    """Make a model of one node: input 0 is a graph input, the others are initializers unless ``fixed`` tells."""
+    """Make a model of one node: input 0 is a graph input, the others are initializers unless ``fixed`` tells.
+
+    The type may have its domain in front, as in the table of operators. The ranks of the outputs, by default that of
+    input 0, count where ONNX infers none.
+    """
+    domain, _, op_type = op_type.rpartition(".") if "." in op_type else ("", "", op_type)
     names = ["" if value is None else f"x{k}" for k, value in enumerate(inputs)]
     fixed = range(1, len(inputs)) if fixed is None else fixed
     made = [f"y{k}" for k in range(outputs)]
     graph = helper.make_graph(
-        [helper.make_node(op_type, names, made, name="the_node", **attributes)],
+        [helper.make_node(op_type, names, made, name="the_node", domain=domain, **attributes)],
         "one_node",
         [
             helper.make_tensor_value_info(names[k], helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
@@ -51,9 +57,15 @@ def one_node(
         [numpy_helper.from_array(inputs[k], names[k]) for k in fixed if inputs[k] is not None],
     )
     ir_version = 8 if opset <= 17 else 10
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+    imports = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=ir_version)
     found = {info.name: info for info in onnx.shape_inference.infer_shapes(model).graph.value_info}
-    model.graph.output.extend(found[name] for name in made)
+    found = {name: info for name, info in found.items() if info.type.tensor_type.HasField("shape")}
+    # Of ONNX Runtime's own operators nothing is inferred.
+    for name, rank in zip(made, ranks or [inputs[0].ndim] * outputs, strict=True):
+        kind = TensorProto.INT32 if rank == 1 else TensorProto.FLOAT
+        told = found.get(name) or helper.make_tensor_value_info(name, kind, [None] * rank)
+        model.graph.output.append(told)
     return model
 
 

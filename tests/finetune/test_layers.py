@@ -66,6 +66,7 @@ def test_conv_transpose(check, attributes):
 
 POOLS = [
     {"kernel_shape": [2, 2], "strides": [2, 2]},
+    {"kernel_shape": [1, 1], "strides": [2, 2]},
     {"kernel_shape": [3, 2]},
     {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
     {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]},

@@ -253,21 +253,36 @@ def test_a_module_of_other_precision_writes_the_graphs_own(small_net, tmp_path):
     ("op_type", "domain", "attributes"),
     [
         ("Relu", "com.acme", {}),
-        ("Hardmax", "", {}),
+        ("Unique", "", {}),
         ("MaxPool", "", {"kernel_shape": [2, 2], "two": True}),
         ("AveragePool", "", {"kernel_shape": [2, 2], "dilations": [2, 2]}),
         ("Cast", "", {"to": TensorProto.STRING}),
+        ("FusedMatMul", "com.microsoft", {"transBatchA": 1}),
+        ("FusedConv", "com.microsoft", {"activation": "Swish"}),
+        ("MultiHeadAttention", "com.microsoft", {"num_heads": 2}),
+        ("Attention", "com.microsoft", {"num_heads": 2, "do_rotary": 1}),
+        ("GroupQueryAttention", "com.microsoft", {"smooth_softmax": 1}),
+        ("RotaryEmbedding", "com.microsoft", {"is_packed_batching": 1}),
+        ("QLinearSigmoid", "com.microsoft", {}),
     ],
 )
 def test_what_it_cannot_run_is_refused_at_once(op_type, domain, attributes):
     made = ["y", "indices"] if attributes.pop("two", False) else ["y"]
     node = helper.make_node(op_type, ["x"], made, name="odd one", domain=domain, **attributes)
     model = build([node], [("x", [1, 1, 4, 4])], [("y", list("NCHW"))], {}, opset=19)
-    model.opset_import.append(helper.make_opsetid("com.acme", 1))
+    model.opset_import.extend(helper.make_opsetid(name, 1) for name in ("com.acme", "com.microsoft"))
     with pytest.raises(UnsupportedOperatorError) as caught:
         to_torch(model)
-    for word in (op_type, domain or "ai.onnx", "odd one"):
+    for word in (op_type, domain or "ai.onnx", "odd one", "why: ", "what to do: "):
         assert word in str(caught.value)
+
+
+def test_rounded_numbers_are_refused_with_what_to_do():
+    node = helper.make_node("QLinearSigmoid", ["x"], ["y"], domain="com.microsoft")
+    model = build([node], [("x", [1])], [("y", [1])], {})
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(UnsupportedOperatorError, match="train the float model"):
+        to_torch(model)
 
 
 def test_models_that_cannot_be_read(small_net, tmp_path):

@@ -16,9 +16,10 @@ torch = pytest.importorskip("torch")
 
 from graphprune.errors import CalibrationError, ModelError, UnsupportedOperatorError  # noqa: E402
 from graphprune.finetune.taylor import taylor  # noqa: E402
+from tests.bodies import in_branches  # noqa: E402
 from tests.measure import editable, replaced  # noqa: E402
 from tests.nets import Net  # noqa: E402
-from tests.oracles import coupled, feeds, units_on  # noqa: E402
+from tests.oracles import coupled, feeds, run, units_on  # noqa: E402
 
 Array = npt.NDArray[Any]
 Loss = Callable[[list[Array]], float]
@@ -223,12 +224,84 @@ def test_other_precisions_give_nearly_the_same(kind: int) -> None:
     np.testing.assert_allclose(scores[1], scores[0], rtol=0.1 if kind == TensorProto.FLOAT16 else 1e-4)
 
 
-def test_operators_that_torch_lacks_are_named_and_another_criterion_is_advised() -> None:
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+def recurrent(net: Net, op: str, data: str, width: int, **attributes: Any) -> str:
+    """Add a recurrent layer with a bias: [steps, N, width]."""
+    steps, batch, inputs = net.shapes[data]
+    rows = GATES[op] * width
+    names = [net.weight([1, rows, int(inputs)], fan_in=4), net.weight([1, rows, width], fan_in=8)]
+    bias = net.initializer(net.random.uniform(-0.5, 0.5, (1, 2 * rows)), net.name("b"))
+    made = net.node(op, [data, *names, bias], [steps, 1, batch, width], hidden_size=width, **attributes)
+    return net.squeeze(made, [1])
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("linear_before_reset", [0, 1])
+def test_hidden_units_of_a_recurrent_layer_are_read_by_themselves_and_by_the_next(
+    op: str, linear_before_reset: int
+) -> None:
+    options = {"linear_before_reset": linear_before_reset} if op == "GRU" else {}
+    net = double()
+    inner = recurrent(net, op, net.input([5, "N", 3]), 4, **options)
+    outer = recurrent(net, op, inner, 6, **options)
+    model = net.build(net.linear(outer, 3))
+    within = {"w_1": lambda unit: np.s_[:, :, unit], "w_2": lambda unit: np.s_[:, :, unit]}
+    assert_slopes(model, "w_1", within, energy, axis=2)
+    assert_slopes(model, "w_3", {"w_3": lambda unit: np.s_[:, :, unit], "w_4": lambda unit: unit}, energy, axis=2)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_both_directions_of_a_layer_count(op: str) -> None:
+    """Summed over both, since a hidden unit goes in both; by ONNX Runtime, in float32."""
     net = Net()
-    weight, recurrence = net.weight([1, 12, 3]), net.weight([1, 12, 4])
-    state = net.node("GRU", [net.input([5, 2, 3]), weight, recurrence], [5, 1, 2, 4], hidden_size=4)
-    model = net.build(net.linear(net.squeeze(state, [1]), 3))
-    with pytest.raises(UnsupportedOperatorError, match=r"(?s)GRU.*another --criterion"):
+    data, rows = net.input([5, "N", 3]), GATES[op] * 4
+    names = [net.weight([2, rows, 3], fan_in=4), net.weight([2, rows, 4], fan_in=8)]
+    made = net.node(op, [data, *names], [5, 2, "N", 4], hidden_size=4, direction="bidirectional")
+    model = net.build(net.linear(made, 3))
+    coupling, batches = coupled(model), batches_for(model)
+
+    def loss(unit: int, factor: float, batch: dict[str, Array]) -> float:
+        arrays = editable(model)
+        arrays["w_1"][:, :, unit] *= factor
+        arrays["w_2"][unit] *= factor
+        return energy(list(run(replaced(model, **arrays), batch).values()))
+
+    step = 2e-2  # as large as float32 asks for; the error is of its square
+    slopes = [[(loss(u, 1 + step, b) - loss(u, 1 - step, b)) / (2 * step) for b in batches] for u in range(4)]
+    expected = np.mean(np.square(slopes), axis=1)
+    np.testing.assert_allclose(taylor(coupling, batches)[units_on(coupling, "w_1", 2)], -expected, rtol=1e-2)
+
+
+def test_weights_in_a_branch_count() -> None:
+    net = Net()
+    model = in_branches(net.build(net.gemm(net.relu(net.gemm(net.input(["N", 4]), 5)), 3)))
+    coupling = coupled(model)
+    batches = [{**batch, "flag": np.array(True)} for batch in batches_for(net.build())]
+    scores = taylor(coupling, batches)
+    plain = taylor(coupled(net.build()), batches_for(net.build()))
+    np.testing.assert_allclose(scores[units_on(coupling, "then_w_0", 0)], plain, rtol=1e-5)
+    assert np.isnan(scores[units_on(coupling, "else_w_0", 0)]).all()
+
+
+def test_operators_that_torch_lacks_are_named_and_another_criterion_is_advised() -> None:
+    net = Net(opset=19)
+    maps = net.conv(net.input(["N", 2, 6, 6]), 4, 3)
+    pooled = net.node("AveragePool", [maps], ["N", 4, 4, 4], kernel_shape=[2, 2], dilations=[2, 2])
+    model = net.build(net.conv(pooled, 3))
+    with pytest.raises(UnsupportedOperatorError, match=r"(?s)AveragePool.*another --criterion"):
+        taylor(coupled(model), batches_for(model))
+
+
+def test_what_is_consumed_without_a_weight_is_named() -> None:
+    net = Net()
+    net.imports["com.microsoft"] = 1
+    data = net.input(["N", 5, 6])
+    inputs = [*(net.linear(data, 8, bias=False) for _ in range(3)), net.vector(24)]
+    made = net.node("MultiHeadAttention", inputs, ["N", 5, 8], domain="com.microsoft", num_heads=2)
+    model = net.build(net.linear(made, 3))
+    with pytest.raises(UnsupportedOperatorError, match=r"(?s)MultiHeadAttention.*another --criterion"):
         taylor(coupled(model), batches_for(model))
 
 

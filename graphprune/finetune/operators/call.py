@@ -23,36 +23,48 @@ class Call:
         Number of outputs that the node names, >= 1.
     training : bool
         Whether the module is in training mode.
+    given : tuple of bool
+        For every input slot that the node names, whether there is an input.
     """
 
     attributes: dict[str, Any]
     opset: int
     outputs: int = 1
     training: bool = False
+    given: tuple[bool, ...] = ()
+
+    def has(self, slot: int) -> bool:
+        """Return whether the node is given an input in a slot."""
+        return slot < len(self.given) and self.given[slot]
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an attribute's value, or the default where the node leaves it out."""
         return self.attributes.get(name, default)
 
     def ints(self, name: str, given: Tensor | None) -> list[int] | None:
-        """Return a list that older operator sets give as an attribute and newer ones as an input.
+        """Return a list of integers as `numbers` does."""
+        values = self.numbers(name, given)
+        return None if values is None else [int(value) for value in values]
+
+    def numbers(self, name: str, given: Tensor | None) -> list[Any] | None:
+        """Return a list that is an attribute in older operator sets or where it is stored, and an input otherwise.
 
         Parameters
         ----------
         name : str
             The attribute's name.
         given : torch.Tensor or None
-            The input of the same meaning, an int tensor of rank 0 or 1.
+            The input of the same meaning, of rank 0 or 1.
 
         Returns
         -------
-        list of int or None
+        list of int or float, or None
             None where the node gives neither.
         """
         if given is not None:
-            return [int(value) for value in given.reshape(-1).tolist()]
+            return list(given.reshape(-1).tolist())
         value = self.attributes.get(name)
-        return None if value is None else [int(item) for item in value]
+        return None if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 Operator: TypeAlias = Callable[..., "Tensor | tuple[Tensor, ...]"]

@@ -1,4 +1,4 @@
-"""Elementwise operators: activations, arithmetic, comparisons, Where, Cast."""
+"""Elementwise operators: activations, arithmetic, comparisons, bits, Where, Cast."""
 
 from __future__ import annotations
 
@@ -65,6 +65,24 @@ def selu(call: Call, x: Tensor) -> Tensor:
     return F.elu(x, alpha) * gamma
 
 
+def shrink(call: Call, x: Tensor) -> Tensor:
+    """Shrink: values within ``lambd`` of 0 become 0, the others come nearer to it by ``bias``."""
+    limit, bias = call.get("lambd", 0.5), call.get("bias", 0.0)
+    return torch.where(x < -limit, x + bias, torch.where(x > limit, x - bias, torch.zeros_like(x)))
+
+
+def swish(call: Call, x: Tensor) -> Tensor:
+    """Swish: ``x * sigmoid(alpha * x)``."""
+    return x * torch.sigmoid(call.get("alpha", 1.0) * x)
+
+
+def bit_shift(call: Call, x: Tensor, count: Tensor) -> Tensor:
+    """BitShift of unsigned integers."""
+    return (
+        torch.bitwise_left_shift(x, count) if call.get("direction") == "LEFT" else torch.bitwise_right_shift(x, count)
+    )
+
+
 def is_inf(call: Call, x: Tensor) -> Tensor:
     """IsInf, of either sign or of one only."""
     positive = torch.isposinf(x) & bool(call.get("detect_positive", 1))
@@ -88,6 +106,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Asinh": torch.asinh,
     "Atan": torch.atan,
     "Atanh": torch.atanh,
+    "BitwiseNot": torch.bitwise_not,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
     "Cosh": torch.cosh,
@@ -118,6 +137,9 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Add": torch.add,
     "And": torch.logical_and,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
     "Equal": torch.eq,
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
@@ -139,6 +161,7 @@ OPERATORS: dict[str, Operator] = {
     **{name: _unary(function) for name, function in UNARY.items()},
     **{name: _binary(function) for name, function in BINARY.items()},
     **{name: _variadic(function) for name, function in VARIADIC.items()},
+    "BitShift": bit_shift,
     "Cast": cast,
     "CastLike": lambda call, x, like: x.to(like.dtype),
     "Celu": lambda call, x: F.celu(x, call.get("alpha", 1.0)),
@@ -154,6 +177,8 @@ OPERATORS: dict[str, Operator] = {
     "PRelu": prelu,
     "Pow": power,
     "Selu": selu,
+    "Shrink": shrink,
+    "Swish": swish,
     "ThresholdedRelu": lambda call, x: F.threshold(x, call.get("alpha", 1.0), 0.0),
     "Where": lambda call, condition, x, y: torch.where(condition, x, y),
 }

@@ -91,13 +91,14 @@ def pad(
     torch.Tensor
     """
     amounts = call.ints("pads", pads) or []
-    where = [int(axis) % x.dim() for axis in axes.tolist()] if axes is not None else list(range(x.dim()))
+    given = call.ints("axes", axes)
+    where = list(range(x.dim())) if given is None else [axis % x.dim() for axis in given]
     sides = dict(zip(where, zip(amounts[: len(where)], amounts[len(where) :], strict=True), strict=True))
     mode = call.get("mode", "constant")
     if mode == "constant":
         # torch wants the last axis first.
         flat = [amount for axis in reversed(range(x.dim())) for amount in sides.get(axis, (0, 0))]
-        fill = call.get("value", 0.0) if value is None else value.item()
+        (fill,) = call.numbers("value", value) or [0.0]
         return torch.nn.functional.pad(x, flat, value=fill)
     for axis, (before, after) in sides.items():
         size = x.shape[axis]

@@ -1,4 +1,4 @@
-"""Gemm, MatMul and Einsum."""
+"""Gemm, MatMul, Einsum and Det."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def einsum(call: Call, *inputs: Tensor) -> Tensor:
 
 
 OPERATORS: dict[str, Operator] = {
+    "Det": lambda call, x: torch.linalg.det(x),
     "Einsum": einsum,
     "Gemm": gemm,
     "MatMul": lambda call, a, b: torch.matmul(a, b),

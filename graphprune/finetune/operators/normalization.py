@@ -1,7 +1,8 @@
-"""BatchNormalization, LRN, Softmax and LogSoftmax, Dropout."""
+"""Normalisation by mean and variance, by a norm, or to probabilities; and Dropout."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -35,16 +36,16 @@ def batch_normalization(
         Shape of x; with the running mean and variance where the node names them.
     """
     epsilon, momentum = call.get("epsilon", 1e-5), call.get("momentum", 0.9)
-    batch = call.training or bool(call.get("training_mode", 0))
-    if not batch:
+    if not (call.training or call.get("training_mode", 0)):
         y = F.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
         return y if call.outputs == 1 else (y, mean, variance)
-    y = F.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
+    # With a momentum of 1 torch leaves the batch's own statistics here: the variance with one degree of freedom less.
+    centre, spread = torch.zeros_like(mean), torch.zeros_like(variance)
+    y = F.batch_norm(x, centre, spread, scale, bias, True, 1.0, epsilon)
+    count = x.numel() / max(x.shape[1], 1)
     with torch.no_grad():
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        spread, centre = torch.var_mean(x, dim=axes, correction=0)
         new_mean = mean * momentum + centre * (1 - momentum)
-        new_variance = variance * momentum + spread * (1 - momentum)
+        new_variance = variance * momentum + spread * ((count - 1) / count) * (1 - momentum)
         if call.training:
             mean.copy_(new_mean)
             variance.copy_(new_variance)
@@ -78,6 +79,76 @@ def _softmax(function: Callable[..., Tensor]) -> Operator:
     return run
 
 
+def hardmax(x: Tensor, axis: int) -> Tensor:
+    """Hardmax: 1 where the first of the largest values stands, 0 elsewhere."""
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1.0)
+
+
+def layer_normalization(
+    call: Call, x: Tensor, scale: Tensor, bias: Tensor | None = None
+) -> Tensor | tuple[Tensor, ...]:
+    """LayerNormalization over the axes from ``axis`` on.
+
+    Parameters
+    ----------
+    call : Call
+        Attributes ``axis``, ``epsilon``.
+    x : torch.Tensor
+        Any shape.
+    scale, bias : torch.Tensor
+        Broadcast to the axes normalised over.
+
+    Returns
+    -------
+    torch.Tensor or tuple of torch.Tensor
+        Shape of x; with mean and the inverse of the standard deviation where the node names them.
+    """
+    axis, epsilon = call.get("axis", -1) % x.dim(), call.get("epsilon", 1e-5)
+    shape = x.shape[axis:]
+    if scale.shape == shape and (bias is None or bias.shape == shape):
+        y = F.layer_norm(x, shape, scale, bias, epsilon)
+    else:
+        y = F.layer_norm(x, shape, None, None, epsilon) * scale
+        y = y if bias is None else y + bias
+    if call.outputs == 1:
+        return y
+    variance, mean = torch.var_mean(x, dim=list(range(axis, x.dim())), correction=0, keepdim=True)
+    return y, mean, (variance + epsilon).rsqrt()
+
+
+def rms_normalization(call: Call, x: Tensor, scale: Tensor) -> Tensor:
+    """RMSNormalization over the axes from ``axis`` on, computed in float32 at least."""
+    axes = list(range(call.get("axis", -1) % x.dim(), x.dim()))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = (wide.square().mean(axes, keepdim=True) + call.get("epsilon", 1e-5)).rsqrt()
+    normal: Tensor = (wide * length).to(x.dtype)
+    return normal * scale
+
+
+def group_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """GroupNormalization: [N, C, ...], groups of channels, then a scale for each channel."""
+    return torch.group_norm(x, call.get("num_groups"), scale, bias, call.get("epsilon", 1e-5))
+
+
+def instance_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """InstanceNormalization: [N, C, ...], each channel of each sample by itself."""
+    return torch.group_norm(x, x.shape[1], scale, bias, call.get("epsilon", 1e-5))
+
+
+def lp_normalization(call: Call, x: Tensor) -> Tensor:
+    """LpNormalization along one axis; what is 0 stays 0."""
+    return F.normalize(x, p=call.get("p", 2), dim=call.get("axis", -1), eps=torch.finfo(x.dtype).tiny)
+
+
+def mean_variance_normalization(call: Call, x: Tensor) -> Tensor:
+    """MeanVarianceNormalization over the axes 0, 2 and 3 where the node names no others."""
+    axes = [axis % x.dim() for axis in call.get("axes") or (0, 2, 3)]
+    centred = x - x.mean(axes, keepdim=True)
+    # The norm's gradient at 0 is 0, and that of the root of a sum is not a number.
+    length: Tensor = torch.linalg.vector_norm(centred, 2, axes, keepdim=True)
+    return centred / (length / math.sqrt(math.prod(x.shape[axis] for axis in axes)) + 1e-9)
+
+
 def dropout(
     call: Call, x: Tensor, ratio: Tensor | None = None, training_mode: Tensor | None = None
 ) -> Tensor | tuple[Tensor, ...]:
@@ -99,7 +170,7 @@ def dropout(
     torch.Tensor or tuple of torch.Tensor
         Shape of x; with the bool mask of what was kept where the node names it.
     """
-    chance = call.get("ratio", 0.5) if ratio is None else float(ratio)
+    chance = call.get("ratio", 0.5) if ratio is None else ratio
     if not call.training:
         return x if call.outputs == 1 else (x, torch.ones_like(x, dtype=torch.bool))
     kept = torch.rand_like(x) >= chance
@@ -110,8 +181,15 @@ def dropout(
 OPERATORS: dict[str, Operator] = {
     "BatchNormalization": batch_normalization,
     "Dropout": dropout,
+    "GroupNormalization": group_normalization,
+    "Hardmax": _softmax(hardmax),
+    "InstanceNormalization": instance_normalization,
     "LRN": lrn,
+    "LayerNormalization": layer_normalization,
     "LogSoftmax": _softmax(torch.log_softmax),
+    "LpNormalization": lp_normalization,
+    "MeanVarianceNormalization": mean_variance_normalization,
+    "RMSNormalization": rms_normalization,
     "Softmax": _softmax(torch.softmax),
 }
 

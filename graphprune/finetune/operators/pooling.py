@@ -99,19 +99,56 @@ def global_max_pool(call: Call, x: Tensor) -> Tensor:
     return x.amax(dim=list(range(2, x.dim())), keepdim=True)
 
 
+def lp_pool(call: Call, x: Tensor) -> Tensor:
+    """LpPool: the p-norm of every window, padding counted as 0.
+
+    Parameters
+    ----------
+    call : Call
+        Attributes ``auto_pad``, ``ceil_mode``, ``kernel_shape``, ``p``, ``pads``, ``strides``.
+    x : torch.Tensor
+        [N, C, spatial...].
+
+    Returns
+    -------
+    torch.Tensor
+        [N, C, spatial...].
+    """
+    kernel = call.get("kernel_shape")
+    geometry = window(call, x, kernel)
+    over = _overhang(call, geometry, list(x.shape[2:]))
+    windows = pad_spatial(x, geometry.begin, [a + b for a, b in zip(geometry.end, over, strict=True)], 0.0)
+    for axis, (width, step) in enumerate(zip(kernel, geometry.stride, strict=True)):
+        windows = windows.unfold(2 + axis, width, step)
+    norms: Tensor = torch.linalg.vector_norm(windows, call.get("p", 2), list(range(x.dim(), x.dim() + len(kernel))))
+    return norms
+
+
+def global_lp_pool(call: Call, x: Tensor) -> Tensor:
+    """GlobalLpPool: the p-norm over all spatial axes, kept with size 1."""
+    norms: Tensor = torch.linalg.vector_norm(x, call.get("p", 2), list(range(2, x.dim())), keepdim=True)
+    return norms
+
+
 def _max_pool_limits(call: Call) -> str:
     return "its Indices output is not computed" if call.outputs > 1 else ""
 
 
-def _average_pool_limits(call: Call) -> str:
+def _dilation_limits(call: Call) -> str:
     return "dilations above 1 are not computed" if any(d != 1 for d in call.get("dilations") or []) else ""
 
 
 OPERATORS: dict[str, Operator] = {
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average_pool,
+    "GlobalLpPool": global_lp_pool,
     "GlobalMaxPool": global_max_pool,
+    "LpPool": lp_pool,
     "MaxPool": max_pool,
 }
 
-RESTRICTIONS: dict[str, Restriction] = {"AveragePool": _average_pool_limits, "MaxPool": _max_pool_limits}
+RESTRICTIONS: dict[str, Restriction] = {
+    "AveragePool": _dilation_limits,
+    "LpPool": _dilation_limits,
+    "MaxPool": _max_pool_limits,
+}

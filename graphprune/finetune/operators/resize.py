@@ -58,14 +58,12 @@ def resize(
     -------
     torch.Tensor
     """
-    if call.opset < 11:
-        scales = roi
     axes = [axis % x.dim() for axis in call.get("axes") or range(x.dim())]
-    if sizes is not None and sizes.numel():
-        targets = [int(size) for size in sizes.tolist()]
+    targets = call.ints("sizes", sizes) or []
+    if targets:
         factors = [new / x.shape[axis] for axis, new in zip(axes, targets, strict=True)]
     else:
-        factors = call.get("scales") if scales is None else scales.tolist()
+        factors = call.numbers("scales", scales) or (call.numbers("roi", roi) if call.opset < 11 else None) or []
         targets = [math.floor(x.shape[axis] * factor) for axis, factor in zip(axes, factors, strict=True)]
     for axis, factor, new in zip(axes, factors, targets, strict=True):
         if factor != 1 or new != x.shape[axis]:

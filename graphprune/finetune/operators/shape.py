@@ -17,9 +17,9 @@ def flatten(call: Call, x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
-def reshape(call: Call, x: Tensor, shape: Tensor) -> Tensor:
+def reshape(call: Call, x: Tensor, shape: Tensor | None = None) -> Tensor:
     """Reshape: -1 is inferred, 0 copies the input's size unless ``allowzero`` is set."""
-    sizes = [int(size) for size in shape.tolist()]
+    sizes = call.ints("shape", shape) or []
     if not call.get("allowzero", 0):
         sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
     return x.reshape(sizes)
@@ -64,9 +64,9 @@ def unsqueeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
     return x
 
 
-def expand(call: Call, x: Tensor, shape: Tensor) -> Tensor:
+def expand(call: Call, x: Tensor, shape: Tensor | None = None) -> Tensor:
     """Expand: x and the shape broadcast both ways."""
-    wanted = [int(size) for size in shape.tolist()]
+    wanted = call.ints("shape", shape) or []
     rank = max(len(wanted), x.dim())
     ours, theirs = [1] * (rank - x.dim()) + list(x.shape), [1] * (rank - len(wanted)) + wanted
     return x.expand([b if a == 1 else a for a, b in zip(ours, theirs, strict=True)])
@@ -123,7 +123,7 @@ OPERATORS: dict[str, Operator] = {
     "SpaceToDepth": space_to_depth,
     "Split": split,
     "Squeeze": squeeze,
-    "Tile": lambda call, x, repeats: x.repeat(repeats.tolist()),
+    "Tile": lambda call, x, repeats=None: x.repeat(call.ints("repeats", repeats)),
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
 }
