@@ -12,13 +12,15 @@ import onnx
 from graphprune.ir.rewriting import lifting, simplify
 
 
-def canonicalize(proto: onnx.ModelProto) -> onnx.ModelProto:
+def canonicalize(proto: onnx.ModelProto, *, dropout: bool = True) -> onnx.ModelProto:
     """Return the canonical form of a model.
 
     Parameters
     ----------
     proto : onnx.ModelProto
         Not changed.
+    dropout : bool, default True
+        Whether Dropout goes, which does nothing at inference; False for a model that is trained further.
 
     Returns
     -------
@@ -41,7 +43,7 @@ def canonicalize(proto: onnx.ModelProto) -> onnx.ModelProto:
     simplify.correct_ranks(result)
     simplify.settle_reshapes(result)
     simplify.drop_zero_states(result)
-    simplify.remove_identities(result)
+    simplify.remove_identities(result, dropout=dropout)
     simplify.remove_requantizations(result)
     simplify.drop_dead(result)
     simplify.unlist_initializers(result)

@@ -21,7 +21,35 @@ if importlib.util.find_spec("torch") is None:
         hint="pip install graphprune[torch]",
     )
 
+from graphprune.finetune.freezing import frozen  # noqa: E402
 from graphprune.finetune.masks import Masks  # noqa: E402
 from graphprune.finetune.module import GraphModule, to_onnx, to_proto, to_torch  # noqa: E402
+from graphprune.finetune.pruner import Pruner  # noqa: E402
+from graphprune.finetune.regularisation import (  # noqa: E402
+    Connections,
+    connections,
+    dropout_ratios,
+    l1_penalty,
+    l2_penalty,
+)
+from graphprune.finetune.schedule import Schedule  # noqa: E402
+from graphprune.finetune.structural import Trimmed, trim  # noqa: E402
 
-__all__ = ["GraphModule", "Masks", "TorchMissingError", "to_onnx", "to_proto", "to_torch"]
+__all__ = [
+    "Connections",
+    "GraphModule",
+    "Masks",
+    "Pruner",
+    "Schedule",
+    "TorchMissingError",
+    "Trimmed",
+    "connections",
+    "dropout_ratios",
+    "frozen",
+    "l1_penalty",
+    "l2_penalty",
+    "to_onnx",
+    "to_proto",
+    "to_torch",
+    "trim",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ class Masks:
     there, so that SGD, Adam and their like, momentum and weight decay included, never move it; and the zeros
     are set again before every forward pass and before `to_onnx` writes, so that no optimizer's own state or
     update rule reaches the network or the file. With `attach` they are set again after each step of an
-    optimizer, too.
+    optimizer, too. They are +0.0, and `trim` cuts the masks along with the weights.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Masks:
     Attributes
     ----------
     zeros : dict of str to torch.Tensor
-        For each ONNX name, a bool tensor of the weight's shape: True where the weight stays 0.
+        For each ONNX name, a bool tensor of the weight's shape: True where the weight stays 0. `hold` changes it.
 
     Raises
     ------
@@ -49,6 +49,7 @@ class Masks:
         self.module = module
         self.zeros: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
+        self._hooks: dict[str, RemovableHandle] = {}
         for name in names:
             try:
                 parameter = module.parameter_of(name)
@@ -59,8 +60,7 @@ class Masks:
                     hint="load the pruned model that the ledger was written with",
                 ) from None
             self.zeros[name] = parameter.detach() == 0
-            register: Any = parameter.register_post_accumulate_grad_hook  # torch leaves it untyped
-            self._handles.append(register(self._gradient_hook(name)))
+            self._hook(name)
         module.constraints.append(self.apply)
 
     @classmethod
@@ -104,12 +104,53 @@ class Masks:
                 )
         return masks
 
+    def hold(self, zeros: Mapping[str, Tensor]) -> None:
+        """Hold other zeros than before, and set them.
+
+        Parameters
+        ----------
+        zeros : mapping of str to torch.Tensor
+            For names that are held already, a bool tensor of the weight's shape: True where the weight is to be 0.
+        """
+        self.zeros.update(zeros)
+        self.apply()
+
+    def follow(self, cut: Callable[[str, Tensor], Tensor]) -> None:
+        """Go over to the parameters that a module has now, after some have been cut or have gone.
+
+        Parameters
+        ----------
+        cut : callable
+            From a weight's ONNX name, and a tensor of the shape that it had, to what is left of that tensor.
+        """
+        there = set(self.module.initializer_names.values())
+        self.zeros = {name: cut(name, zeros) for name, zeros in self.zeros.items() if name in there}
+        for name in list(self._hooks):
+            self._hooks.pop(name).remove()
+            if name in there:
+                self._hook(name)
+
     def apply(self) -> None:
         """Set the masked weights to zero now."""
         for name in self.zeros:
             # .data, since autograd need not know: the values are the same wherever the optimizer left them.
             parameter = self.module.parameter_of(name)
             parameter.data.masked_fill_(self._zeros_on(name, parameter), 0.0)
+
+    def clear(self, optimizer: Optimizer) -> None:
+        """Set what an optimizer remembers of the masked weights, such as their momentum, to zero.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Floats that it holds in the shape of a weight are cleared; anything else is left alone.
+        """
+        for name in self.zeros:
+            parameter = self.module.parameter_of(name)
+            zeros = self._zeros_on(name, parameter)
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape:
+                    value.masked_fill_(zeros, 0)
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Set the masked weights to zero after every step of an optimizer, too.
@@ -138,9 +179,10 @@ class Masks:
 
     def remove(self) -> None:
         """Let the weights go: undo every hook."""
-        for handle in self._handles:
+        for handle in (*self._handles, *self._hooks.values()):
             handle.remove()
         self._handles.clear()
+        self._hooks.clear()
         if self.apply in self.module.constraints:
             self.module.constraints.remove(self.apply)
 
@@ -150,6 +192,15 @@ class Masks:
             self.zeros[name] = self.zeros[name].to(parameter.device)
         return self.zeros[name]
 
+    def _hook(self, name: str) -> None:
+        """Register the hook on the parameter that has this name now."""
+        parameter = self.module.parameter_of(name)
+        trained = parameter.requires_grad
+        parameter.requires_grad_(True)  # else torch takes no hook, and who has frozen it may let it go again
+        register: Any = parameter.register_post_accumulate_grad_hook  # torch leaves it untyped
+        self._hooks[name] = register(self._gradient_hook(name))
+        parameter.requires_grad_(trained)
+
     def _gradient_hook(self, name: str) -> Any:
         def hook(parameter: Tensor) -> None:
             if parameter.grad is not None:
@@ -157,3 +208,9 @@ class Masks:
                     parameter.grad.masked_fill_(self._zeros_on(name, parameter), 0.0)
 
         return hook
+
+
+def masks_of(module: GraphModule) -> list[Masks]:
+    """Return the masks that hold zeros of a module."""
+    owners = (getattr(constraint, "__self__", None) for constraint in module.constraints)
+    return [owner for owner in owners if isinstance(owner, Masks)]

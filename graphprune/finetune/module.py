@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from graphprune.errors import ModelError
 from graphprune.finetune import constants, graph
 from graphprune.finetune.tensors import store
-from graphprune.ir.model import Model, from_proto, load, save
+from graphprune.ir.model import Model, fingerprint, from_proto, load, save
 from graphprune.ir.tensors import FLOAT_TYPES
 
 
@@ -107,6 +107,31 @@ class GraphModule(nn.Module):
         if not isinstance(value, nn.Parameter):
             raise KeyError(name)
         return value
+
+    def replace_graph(self, proto: onnx.ModelProto, values: Mapping[str, Tensor]) -> None:
+        """Interpret another graph from now on, in place.
+
+        Whoever holds the module goes on holding it; hooks, constraints and the mode (training or evaluation) stay.
+
+        Parameters
+        ----------
+        proto : onnx.ModelProto
+            The graph; it is copied.
+        values : mapping of str to torch.Tensor
+            By ONNX name, what its parameters and buffers become, in the graph's shapes: a parameter becomes the very
+            object that is given. Others get the graph's values, on the device of those that are given.
+        """
+        fresh = GraphModule(Model(proto, None, *fingerprint(proto), external=self.model.external))
+        fresh.to(next((value.device for value in values.values()), None))
+        for torch_name, name in fresh.initializer_names.items():
+            value = values.get(name, getattr(fresh, torch_name))
+            delattr(fresh, torch_name)  # all anew, so that their order is that of a module of this very graph
+            if isinstance(value, nn.Parameter):
+                fresh.register_parameter(torch_name, value)
+            else:
+                fresh.register_buffer(torch_name, value)
+        own = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_non_persistent_buffers_set"} | {"constraints"}
+        self.__dict__.update((key, value) for key, value in vars(fresh).items() if key not in own)
 
     def forward(self, *inputs: Tensor, **by_name: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the graph.

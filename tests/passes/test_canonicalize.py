@@ -44,6 +44,16 @@ def canonical(model: onnx.ModelProto, *, fold_weights: bool) -> onnx.ModelProto:
     return result
 
 
+def test_dropout_stays_where_a_model_is_trained_further() -> None:
+    net = Net()
+    same = net.node("Identity", [net.dropout(net.relu(net.gemm(net.input(["N", 4]), 6)))])
+    model = net.build(net.gemm(same, 3))
+    assert ops(canonicalize(model, dropout=False)) == ["Gemm", "Relu", "Dropout", "Gemm"]
+    assert ops(canonicalize(model)) == ["Gemm", "Relu", "Gemm"]
+    inputs = feeds(model)
+    assert_close(run(model, inputs), run(canonicalize(model, dropout=False), inputs))
+
+
 def ops(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 

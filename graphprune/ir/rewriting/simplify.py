@@ -108,15 +108,23 @@ def settle_reshapes(proto: onnx.ModelProto) -> int:
     return settled
 
 
-def remove_identities(proto: onnx.ModelProto) -> int:
-    """Remove Identity, and Dropout at inference, unless its output is that of a graph, or captured unseen."""
+def remove_identities(proto: onnx.ModelProto, *, dropout: bool = True) -> int:
+    """Remove Identity, and Dropout at inference, unless its output is that of a graph, or captured unseen.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+    dropout : bool, default True
+        False for a model that is trained further: its Dropout stays.
+    """
     graph = Graph(proto)
+    idle = ("Identity", "Dropout") if dropout else ("Identity",)
     fixed = {name for node in graph.nodes if not node.bodies for name in node.captured}
     fixed.update(value.name for part in open_graphs(proto) for value in part.output)
     renamed: dict[str, str] = {}
     for node in graph.nodes:
         extra = [name for name in node.outputs[1:] if name]
-        if node.op not in ("Identity", "Dropout") or extra or node.input(2):
+        if node.op not in idle or extra or node.input(2):
             continue
         if node.outputs[0] not in fixed:
             renamed[node.outputs[0]] = renamed.get(node.inputs[0], node.inputs[0])
