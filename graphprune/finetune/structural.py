@@ -147,7 +147,8 @@ def trim(
     statistics = calibrate(coupling.graph, probes_for(coupling), source, custom_ops=custom_ops)
     removed = choice.of(coupling, statistics, source)
     # A choice by statistics of other data, or of sums in another order, would leave modules of different shapes.
-    agreed = torch.from_numpy(removed.astype(np.uint8)).to(next(graph.parameters()).device)
+    device = next((value.device for value in graph.parameters()), torch.device("cpu"))
+    agreed = torch.from_numpy(removed.astype(np.uint8)).to(device)
     agree(module, [agreed])
     removed = agreed.cpu().numpy().astype(np.bool_)
     weights = count_weights(before)

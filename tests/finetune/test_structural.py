@@ -449,6 +449,43 @@ def test_what_cannot_be_trimmed_is_said_and_nothing_is_changed(tmp_path):
         trim(module, samples(model))
 
 
+def test_what_nothing_reads_goes_from_the_optimizer_too():
+    net = Net()
+    data = net.relu(net.gemm(net.input(["N", 6], "x"), 16))
+    net.weight([7, 7], "idle")
+    model = net.build(net.gemm(data, 5))
+    module = to_torch(model)
+    x, y = goal(model)
+    idle = module.parameter_of("idle_0")
+    optimizer = OPTIMIZERS["adam"](module.parameters())
+    masks = Masks(module, ["idle_0", "w_0"])
+    advance(module, optimizer, x, y, 2)
+    trim(module, samples(model), channels=0.25, optimizer=optimizer)
+    assert list(masks.zeros) == ["w_0"]
+    held = optimizer.param_groups[0]["params"]
+    assert all(value is not idle for value in held)
+    assert [id(value) for value in held] == [id(value) for value in module.parameters()]
+    assert idle not in optimizer.state
+    advance(module, optimizer, x, y, 2)
+
+
+def test_a_compiled_module_goes_over_to_the_smaller_graph():
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("torch.compile is not there for this version of Python")
+    model = residual()
+    module = to_torch(model)
+    compiled = torch.compile(module, backend="eager")
+    x, y = goal(model)
+    optimizer = OPTIMIZERS["adam"](compiled.parameters())
+    pruner = Pruner(compiled, Schedule(0.5, end=6, frequency=3), optimizer)
+    advance(compiled, optimizer, x, y, 3, pruner)
+    assert pruner.trim(samples(model), channels=0.25, align="off").removed
+    with torch.no_grad():
+        assert torch.equal(compiled(x), module(x))
+    losses = advance(compiled, optimizer, x, y, 6, pruner)
+    assert losses[-1] < losses[0]
+
+
 def test_nothing_removed_changes_nothing():
     module = to_torch(dropped(11))
     before = module.model
