@@ -13,7 +13,7 @@ import os
 import pickle
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import onnx
 
@@ -32,11 +32,6 @@ def world() -> int:
 def rank() -> int:
     """Return the number of this process, 0 for the first."""
     return int(os.environ.get("RANK", "0"))
-
-
-def local_rank() -> int:
-    """Return the number of this process among those of this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @dataclass(frozen=True)
@@ -78,11 +73,9 @@ class Channel:
                 where="WORLD_SIZE",
                 hint="start them with torchrun, or unset WORLD_SIZE",
             )
-        import torch.distributed as distributed  # noqa: PLC0415, PLR0402 - torch only where something is trained
+        from graphprune.finetune.distributed import store  # noqa: PLC0415 - torch only where something is trained
 
-        library: Any = distributed  # it does not declare what it exports
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self._store = library.TCPStore(host, port, is_master=False, timeout=PATIENCE)
+        self._store = store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), PATIENCE)
         self._prefix = f"graphprune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._count = 0
 

@@ -17,7 +17,7 @@ from graphprune.imports import import_function
 from graphprune.ir.coupling.resizing import resized
 from graphprune.ir.coupling.units import BoolArray
 from graphprune.ir.graph import Graph
-from graphprune.ranks import local_rank, world
+from graphprune.ranks import world
 from graphprune.recipe import Recipe
 from graphprune.recovery.effects import compared_outputs
 from graphprune.recovery.repair import solved_layers
@@ -135,43 +135,10 @@ def by_function(function: Function, name: str) -> Training:
 def train(
     proto: onnx.ModelProto, zeroed: frozenset[str], task: Task | None, training: Training
 ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:
-    """Train a model, and hold its zeros.
+    """Train a model and hold its zeros, as `graphprune.finetune.training.trained` does; return what was said of it."""
+    from graphprune.finetune.training import trained  # noqa: PLC0415
 
-    Parameters
-    ----------
-    proto : onnx.ModelProto
-        Not changed.
-    zeroed : frozenset of str
-        Initializers whose zeros stay; those that are no longer there are passed over.
-    task : Task or None
-    training : Training
-
-    Returns
-    -------
-    model : onnx.ModelProto
-        The very graph, with other weights.
-    outcome : dict or None
-        What the training said of itself.
-
-    Raises
-    ------
-    RecipeError
-        When the training fails.
-    ModelError
-        When the torch interpreter does not know an operator, or a weight is not finite any more.
-    """
-    import torch  # noqa: PLC0415
-
-    from graphprune.finetune import Masks, to_proto, to_torch  # noqa: PLC0415
-
-    module = to_torch(proto)
-    if torch.cuda.is_available():
-        module.to(f"cuda:{local_rank() % torch.cuda.device_count()}")
-    masks = Masks(module, sorted(zeroed.intersection(module.initializer_names.values())))
-    outcome = training(module, task)
-    module.eval()
-    masks.apply()
-    return to_proto(module.cpu()), outcome
+    return trained(proto, zeroed, lambda module: training(module, task))
 
 
 def _distilled(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed
@@ -56,3 +57,17 @@ def demand_unwrapped(module: nn.Module) -> None:
             why="the wrapper goes on exchanging the gradients of the parameters that it was made with",
             hint="give trim, or Pruner, the module that to_torch returned, and wrap it anew after each trim",
         )
+
+
+def store(host: str, port: int, timeout: timedelta) -> Any:
+    """Return torchrun's own key-value store, which keeps bytes.
+
+    Parameters
+    ----------
+    host : str
+    port : int
+    timeout : datetime.timedelta
+        How long to wait for a key.
+    """
+    library: Any = torch.distributed  # it does not declare what it exports
+    return library.TCPStore(host, port, is_master=False, timeout=timeout)
