@@ -8,7 +8,7 @@ Dead units, whose weights or activations have become zero, go in the next round 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ import onnx
 from graphprune.analysis import Analysis, analyse
 from graphprune.attempts import Attempt, finish
 from graphprune.building import LOWERING, PRUNING, Draft, Job, run
+from graphprune.calib.pairs import Batch
 from graphprune.calib.stream import Source
 from graphprune.entries import RoundRecord
 from graphprune.errors import EquivalenceError
@@ -118,7 +119,7 @@ class Rounds:
             current = self._analysed(state, part)
             with self.watch.time("decide"):
                 decision = decide(state.model, current, part, self.source)
-            state = self._trained(self._pruned(state, current, decision.plan, part), decision)
+            state = self._turn(state, current, decision, part)
         assert decision is not None
         if self.recipe.target is not None and self.recipe.structural != 0 and not state.packed:
             state = self._without_dead(state)
@@ -141,8 +142,22 @@ class Rounds:
         ]
         return replace(again, queues=left, weights_before=self.analysis.weights_before)
 
-    def _pruned(self, state: State, current: Analysis, plan: Plan, part: Recipe) -> State:
-        job = Job(current, plan, part, current.data.fitted)  # what is held out judges the training, too
+    def _turn(self, state: State, current: Analysis, decision: Decision, part: Recipe) -> State:
+        """Prune and train once."""
+        # What is held out judges the training, too.
+        trained = self._trained(self._pruned(state, current, decision.plan, part, current.data.fitted), decision)
+        learnt = trained.records[-1].distillation
+        if learnt is None or learnt["best"]:
+            return trained
+        # Nothing was learnt, and what is not trained is repaired by all samples.
+        again = self._pruned(state, current, decision.plan, part, current.data.every)
+        assert again.draft is not None
+        return replace(again, model=from_proto(again.draft.model), records=trained.records)
+
+    def _pruned(
+        self, state: State, current: Analysis, plan: Plan, part: Recipe, batches: Sequence[Batch] = ()
+    ) -> State:
+        job = Job(current, plan, part, batches)
         draft = run(PRUNING, Draft(current.coupling.graph.proto), job, self.watch)
         going = origins(self.analysis.coupling, state.kept, current.coupling)[plan.removed]
         if (going == FROZEN).any():

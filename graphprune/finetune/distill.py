@@ -26,7 +26,7 @@ from graphprune.ir.graph import Graph
 
 Batch = Mapping[str, npt.NDArray[Any]]
 
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-5, 3e-4, 3e-3)
 """Learning rates that are tried."""
 TRIED = 0.1
 """Part of the epochs that each of them trains for, to be compared."""
@@ -34,6 +34,8 @@ STEPS = 24
 """The most steps of the optimizer in an epoch."""
 WARM_UP = 0.1
 """Part of the steps in which the learning rate rises."""
+FOUR = 4
+"""Axes of a batch of images."""
 PATIENCE = 0.25
 """Part of the epochs without a better loss after which the second half ends early."""
 
@@ -243,7 +245,8 @@ class _Student:
 
     def _run(self, model: GraphModule, batch: Batch) -> Sequence[Tensor]:
         inputs = [torch.from_numpy(np.ascontiguousarray(batch[name])).to(self.device) for name in model.input_names]
-        found = model(*inputs)
+        # Convolutions are up to three times as fast where channels lie side by side.
+        found = model(*[x.to(memory_format=torch.channels_last) if x.dim() == FOUR else x for x in inputs])
         return (found,) if isinstance(found, Tensor) else found
 
     def _copy(self) -> list[Tensor]:

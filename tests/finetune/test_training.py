@@ -100,6 +100,7 @@ def test_mixed_precision_computes_nearly_the_same_and_gives_gradients(name, trai
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("training", [False, True])
 def test_it_is_compiled_in_one_graph(name, training):
+    torch.compiler.reset()  # of one function it keeps a few versions only, and every model is another
     module, inputs = made(name)
     module.train(training)
     compiled = torch.compile(copy.deepcopy(module), backend="eager", fullgraph=True)
