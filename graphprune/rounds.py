@@ -34,7 +34,7 @@ from graphprune.pipeline import Decision, Trials, decide
 from graphprune.planning import Plan
 from graphprune.ranks import Channel, ToTrain
 from graphprune.recipe import Recipe
-from graphprune.training import Task, Training, train
+from graphprune.training import Task, Training, demand_trainable, train
 from graphprune.watch import Stopwatch
 
 
@@ -99,6 +99,7 @@ class Rounds:
     ) -> None:
         self.original, self.analysis, self.recipe = original, analysis, recipe
         self.source, self.watch, self.training, self.channel = source, watch, training, channel
+        demand_trainable(analysis.coupling.graph.proto)  # before any work is done
         self.trials = None if analysis.curves is None else Trials(analysis, recipe)
 
     def run(self) -> Attempt:
@@ -205,8 +206,10 @@ class Rounds:
         trimmed, kept = remove(self.analysis.coupling, state.removed)
         before, after = nonzero_entries(trimmed), nonzero_entries(state.model.proto)
         zeroed = {name: before[name] - after[name] for name in sorted(state.zeroed & before.keys() & after.keys())}
-        draft = replace(state.draft, model=state.model.proto, kept=kept, zeroed=zeroed)
         plan = replace(decision.plan, removed=state.removed)
+        if plan.branches:  # what only they held is no longer kept either
+            kept = {name: axes for name, axes in kept.items() if name in state.draft.kept}
+        draft = replace(state.draft, model=state.model.proto, kept=kept, zeroed=zeroed)
         # Its weights are not the original's any more, so nothing speaks against folding.
         job = Job(self.analysis, plan, replace(self.recipe, recover=True), [])
         lowered = run(LOWERING, draft, job, self.watch)

@@ -132,6 +132,19 @@ def by_function(function: Function, name: str) -> Training:
     return training
 
 
+def demand_trainable(proto: onnx.ModelProto) -> None:
+    """Demand that torch can run a model.
+
+    Raises
+    ------
+    UnsupportedOperatorError
+        When the torch interpreter does not know an operator.
+    """
+    from graphprune.finetune import to_torch  # noqa: PLC0415
+
+    to_torch(proto)
+
+
 def train(
     proto: onnx.ModelProto, zeroed: frozenset[str], task: Task | None, training: Training
 ) -> tuple[onnx.ModelProto, dict[str, Any] | None]:

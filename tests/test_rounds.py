@@ -16,12 +16,14 @@ torch = pytest.importorskip("torch")
 
 from graphprune import EquivalenceError, ModelError, Recipe, RecipeError, prune  # noqa: E402
 from graphprune.building import Draft  # noqa: E402
+from graphprune.errors import UnsupportedOperatorError  # noqa: E402
 from graphprune.finetune import GraphModule  # noqa: E402
 from graphprune.rounds import composed, demand_same, parts  # noqa: E402
 from tests import small  # noqa: E402
 from tests.architectures.networks import NETWORKS, exported  # noqa: E402
 from tests.commands import BY_RULE, BY_RULE_OPTIONS, QUICK, command  # noqa: E402
-from tests.oracles import run, values  # noqa: E402
+from tests.nets import Net  # noqa: E402
+from tests.oracles import feeds, run, values  # noqa: E402
 
 MODEL = small.network()
 CALIB = small.calibration(MODEL, samples=64)
@@ -208,6 +210,32 @@ def test_a_training_that_goes_wrong_is_named(
 ) -> None:
     with pytest.raises(error, match=words):
         prune(MODEL, recipe(target=0.5), CALIB, finetune=training)
+
+
+def test_a_model_that_torch_cannot_run_is_refused_before_it_is_pruned() -> None:
+    net = Net(opset=18)
+    hidden = net.relu(net.gemm(net.input(["N", 12]), 24))
+    model = net.build(net.node("CenterCropPad", [net.gemm(hidden, 4), net.constant(np.array([3]))], ["N", 3], axes=[1]))
+    called: list[GraphModule] = []
+    with pytest.raises(UnsupportedOperatorError, match="CenterCropPad"):
+        prune(model, recipe(target=0.5), feeds(model, 0, 64), finetune=called.append)
+    assert not called
+
+
+def test_branches_that_are_cut_off_stay_off() -> None:
+    net = Net()
+    data = net.relu(net.conv(net.input([1, 16, 24, 24]), 16, 3))
+    for _ in range(3):
+        data = net.relu(net.add(data, net.conv(net.relu(net.conv(data, 16, 3)), 16, 3)))
+    model = net.build(net.conv(data, 4, 1))
+    samples = [feeds(model, seed) for seed in range(16)]
+    asked = Recipe(speedup=1.5, runs=10, max_latency_ratio=1e3)
+    trained, ledger = prune(model, asked, samples, finetune=nothing)
+    there = {tensor.name for tensor in trained.graph.initializer}
+    assert ledger.speed is not None
+    assert ledger.speed.branches or any(group.removed for group in ledger.groups)
+    assert ledger.kept.keys() <= there
+    assert len(ledger.rounds) == 1
 
 
 def test_the_command_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
