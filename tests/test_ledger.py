@@ -58,6 +58,7 @@ KEYS = {
     "metric": type(None),
     "recovery": type(None),
     "speed": type(None),
+    "rounds": list,
     "repairs": list,
     "packed": list,
     "packed_latency": type(None),
