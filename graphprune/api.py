@@ -15,7 +15,7 @@ from graphprune.calib.calls import one_call
 from graphprune.calib.sources import SourceLike
 from graphprune.entries import CalibrationRecord, DeclinedRecord, FileRecord, GroupRecord, ReasonRecord
 from graphprune.errors import ModelError
-from graphprune.ir.cost import count_macs
+from graphprune.ir.cost import count_macs, count_weights
 from graphprune.ir.model import Model, from_proto, load
 from graphprune.ledger import Ledger
 from graphprune.notes import notes_on
@@ -24,6 +24,7 @@ from graphprune.passes.choice import take
 from graphprune.pipeline import demand_runnable
 from graphprune.recipe import Recipe, demand_recipe
 from graphprune.rounds import Rounds, follow
+from graphprune.threads import fitting
 from graphprune.training import Function, training_of
 from graphprune.watch import Stopwatch
 
@@ -112,12 +113,13 @@ def prune(
     if training is not None and channel is not None and ranks.rank() > 0:
         return follow(training, channel)
     watch = Stopwatch()
-    analysis = analyse(original, recipe, source, watch, progress)
-    if training is None:
-        found = attempt(original, analysis, recipe, source, watch)
-    else:
-        found = Rounds(original, analysis, recipe, source, watch, training, channel).run()
-    ledger = record.record(original, recipe, source, analysis, found, watch)
+    with fitting(count_weights(original.proto)):
+        analysis = analyse(original, recipe, source, watch, progress)
+        if training is None:
+            found = attempt(original, analysis, recipe, source, watch)
+        else:
+            found = Rounds(original, analysis, recipe, source, watch, training, channel).run()
+        ledger = record.record(original, recipe, source, analysis, found, watch)
     if channel is not None:
         channel.tell(ranks.Done(found.result.SerializeToString(), ledger))
     return found.result, ledger

@@ -147,7 +147,7 @@ def layer(name: str) -> str:
 
 
 ORDER = [
-    {"errors", "watch"},
+    {"errors", "threads", "watch"},
     {"entries", "imports"},
     {"values"},
     {"ir", "recipe"},
