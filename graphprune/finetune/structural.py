@@ -70,6 +70,7 @@ def trim(
     dead_only: bool = False,
     criterion: str = "apoz",
     align: int | Literal["auto", "off"] = "auto",
+    only: Sequence[str] | None = None,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     custom_ops: Sequence[str] = (),
     seed: int = 0,
@@ -100,6 +101,9 @@ def trim(
         What orders the units where ``channels`` says how many go.
     align : int, "auto" or "off", default "auto"
         What the number of channels that convolutions keep is a multiple of, as for the command's ``--align``.
+    only : sequence of str, optional
+        Groups that may lose units, by the names that ``graphprune inspect`` gives them: those of the weights that make
+        the units. All others keep theirs, as in the rounds of Hu et al. 2016. Default: all groups may.
     optimizer : torch.optim.Optimizer or sequence of them, optional
         All that train the module: their groups get the new parameters in the places of the old ones.
     custom_ops : sequence of str, default ()
@@ -114,8 +118,8 @@ def trim(
     Raises
     ------
     RecipeError
-        When a value is out of range, the module is inside DistributedDataParallel, or what an optimizer remembers
-        cannot be cut.
+        When a value is out of range, ``only`` names no group, the module is inside DistributedDataParallel, or what an
+        optimizer remembers cannot be cut.
     CalibrationError
         When the data cannot be used.
     ModelError
@@ -129,7 +133,7 @@ def trim(
     made anew; ``kept`` tells what stays. Under ``torch.distributed`` every process has to call this, and what the first
     one chooses goes in all.
     """
-    choice = Choice(channels, dead_only, criterion, align, seed)
+    choice = Choice(channels, dead_only, criterion, align, seed, None if only is None else tuple(only))
     demand_unwrapped(module)
     if calibration is None:
         raise CalibrationError(
@@ -177,6 +181,7 @@ class Choice:
     criterion: str
     align: int | Literal["auto", "off"]
     seed: int
+    only: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         demand("channels", self.channels)
@@ -202,7 +207,29 @@ class Choice:
         """Return what goes, shape (units,)."""
         measured = {"taylor": taylor(coupling, source.batches(BATCH_SIZE))} if self.criterion == "taylor" else None
         scores = score(coupling, statistics, self.criterion, seed=self.seed, measured=measured)
+        may = self._may_go(coupling)
         if self.channels is not None:
-            return by_fraction(coupling, queues(coupling, scores), self.channels, widths(self.align).step)
-        steps = [step for step in by_threshold(coupling, scores) if step.rank == np.inf or not self.dead_only]
+            queued = [queue for queue in queues(coupling, scores) if all(may[step.units].all() for step in queue.steps)]
+            return by_fraction(coupling, queued, self.channels, widths(self.align).step)
+        steps = [
+            step
+            for step in by_threshold(coupling, scores)
+            if may[step.units].all() and (step.rank == np.inf or not self.dead_only)
+        ]
         return take(coupling, aligned(coupling, steps, widths(self.align).block))
+
+    def _may_go(self, coupling: Coupling) -> BoolArray:
+        """Return which units are in groups that may lose some."""
+        if self.only is None:
+            return np.ones(coupling.units, dtype=np.bool_)
+        known = {group.name: group.units for group in coupling.groups}
+        may = np.zeros(coupling.units, dtype=np.bool_)
+        for name in self.only:
+            if name not in known:
+                raise RecipeError(
+                    f"there is no group {name!r} that may lose units",
+                    where="trim(only=...)",
+                    hint=f"there are {', '.join(known) or 'none'}",
+                )
+            may[known[name]] = True
+        return may

@@ -14,8 +14,11 @@ from graphprune.errors import CalibrationError, ModelError, RecipeError  # noqa:
 from graphprune.finetune import GraphModule, Masks, Pruner, Schedule, to_onnx, to_torch, trim  # noqa: E402
 from graphprune.finetune.optimizers import cut  # noqa: E402
 from graphprune.ir.cost import count_weights  # noqa: E402
+from graphprune.ir.coupling.walk import couple  # noqa: E402
+from graphprune.ir.graph import Graph  # noqa: E402
 from graphprune.ir.surgery import take  # noqa: E402
 from graphprune.ir.tensors import array  # noqa: E402
+from graphprune.passes.canonicalize import canonicalize  # noqa: E402
 from tests import small  # noqa: E402
 from tests.nets import Net  # noqa: E402
 from tests.oracles import feeds, masked_by_kept, run, sliced  # noqa: E402
@@ -520,3 +523,18 @@ def test_values_written_are_those_of_the_module(tmp_path):
     assert all(value.dtype == torch.float64 for value in module.parameters())
     stored = {t.name: array(t) for t in written(module, tmp_path / "out.onnx").graph.initializer}
     assert np.array_equal(stored["w_0"], module.parameter_of("w_0").detach().numpy().astype(np.float32))
+
+
+@pytest.mark.parametrize("options", [{}, {"channels": 0.5}], ids=["apoz", "channels"])
+def test_only_the_groups_that_are_named_lose_units(options):
+    model = residual()
+    whole = trim(to_torch(model), samples(model), align="off", channels=0.5)
+    groups = [group.name for group in couple(Graph(canonicalize(model, dropout=False))).groups]
+    assert len(groups) > 1
+    for name in groups:
+        module = to_torch(model)
+        trimmed = trim(module, samples(model), align="off", only=[name], **options)
+        assert (name in trimmed.kept) == (trimmed.removed > 0)
+        assert trimmed.removed < whole.removed
+    with pytest.raises(RecipeError, match=r"(?s)no group 'nothing'.*there are w_0"):
+        trim(to_torch(model), samples(model), only=["nothing"])
