@@ -13,7 +13,7 @@ from training import Stepper, descend
 
 from graphprune.finetune import GraphModule, Masks, Pruner, Schedule
 
-BEGIN, END, CHANGES = 0.1, 0.75, 40
+BEGIN, END, CHANGES = 0.1, 0.5, 40
 """Fractions of the steps at which pruning begins and ends, and how often masks change between."""
 
 

@@ -85,7 +85,9 @@ CASES = {
     "lenet300": Case(
         "LeNet-300-100 on MNIST",
         mnist,
-        *_digits("lenet300", Settings(30, rate=0.1, shift=1), Settings(60, rate=0.1, decay=1e-4, shift=1)),
+        *_digits(
+            "lenet300", Settings(30, rate=0.1, shift=1), Settings(60, rate=0.1, decay=1e-4, shift=1, teacher_share=0.3)
+        ),
         (12, 40),
         1.6,
         (12, 1.64, 1.59),

@@ -1,9 +1,8 @@
 """Zhu & Gupta 2017, "To prune, or not to prune": large sparse networks against small dense ones of as many nonzeros.
 
 Every network of a table is trained from scratch for the same number of steps. Beside each sparse network stands a dense
-one of the same kind, the narrowest that has at least as many parameters as the sparse one has nonzeros. Narrow networks
-learn best at higher rates: dense ones that are not the large one are trained at several, and the best on the validation
-part counts, which favours them.
+one of the same kind, the narrowest that has at least as many parameters as the sparse one has nonzeros. Every one is
+trained at two learning rates, since narrow networks like higher ones; the better on the validation part counts.
 """
 
 from __future__ import annotations
@@ -29,8 +28,11 @@ from training import DEVICE
 Run = Callable[[float, float, int, float], tuple[int, dict[str, float]]]
 """From width, sparsity, seed and a factor of the learning rate to nonzeros, and the metric by part."""
 
-FASTER = (1.0, 2.5)
-"""Factors of the learning rate that narrow dense networks are trained with."""
+FACTORS = (1.0, 2.5)
+"""Of the learning rate."""
+
+SPARSITIES = (0.5, 0.75, 0.875, 0.9, 0.95)
+"""Of the networks of images."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,15 @@ class Table:
 def _images(kind: str, quick: bool, sparsities: tuple[float, ...], paper: dict[str | float, str]) -> Table:
     size = convolutional.QUICK if quick else convolutional.FULL
     images = cifar10(size.images).to(DEVICE)
-    names = {"large": 1.0, "width 0.75": 0.75, "width 0.5": 0.5, "width 0.25": 0.25}
+    narrower = {"width 0.75": 0.75, "width 0.5": 0.5, "width 0.25": 0.25}
+    names = {"large": 1.0, **{name: share for name, share in narrower.items() if name in paper and not quick}}
     return Table(
         metric="top-1, %",
         higher=True,
         efficiency="points above chance",
         gain=lambda value: value - 100 / CLASSES,
         sparsities=sparsities,
-        sizes={name: share * size.width for name, share in names.items() if name == "large" or name in paper},
+        sizes={name: share * size.width for name, share in names.items()},
         widths=tuple(size.width * share / 128 for share in range(4, 129)),
         build=lambda width: SCALED[kind](width, 0, quick=size.quick),
         run=lambda width, sparsity, seed, faster: convolutional.run(kind, size, images, width, sparsity, seed, faster),
@@ -104,13 +107,13 @@ def mobilenet(quick: bool) -> Table:
         0.9: "61.8",
         0.95: "53.6",
     }
-    return _images("mobilenet", quick, (0.5, 0.75, 0.875, 0.9, 0.95), paper)
+    return _images("mobilenet", quick, (0.5, 0.75, 0.9, 0.95) if quick else SPARSITIES, paper)
 
 
 def inception(quick: bool) -> Table:
     """An Inception network on CIFAR-10; the paper's is Inception V3 on ImageNet."""
     paper: dict[str | float, str] = {"large": "78.1", 0.5: "78.0", 0.75: "76.1", 0.875: "74.6"}
-    return _images("inception", quick, (0.5, 0.75, 0.875, 0.9, 0.95), paper)
+    return _images("inception", quick, (0.5, 0.75, 0.875, 0.95) if quick else SPARSITIES, paper)
 
 
 def lstm(quick: bool) -> Table:
@@ -176,9 +179,8 @@ def measure(table: Table, width: float, sparsity: float, seeds: Sequence[int]) -
     """Train a network with every seed, and keep for each the learning rate that is best on the validation part."""
     start = time.perf_counter()
     best = max if table.higher else min
-    factors = (1.0,) if width == table.sizes["large"] else FASTER
     made = [
-        best((table.run(width, sparsity, seed, faster) for faster in factors), key=lambda found: found[1]["validation"])
+        best((table.run(width, sparsity, seed, faster) for faster in FACTORS), key=lambda found: found[1]["validation"])
         for seed in seeds
     ]
     seconds = (time.perf_counter() - start) / len(made)
