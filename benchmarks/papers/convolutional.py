@@ -31,7 +31,10 @@ class Size:
 
 
 FULL = Size(width=1.0, steps=45_000, images=None, batch=128, rate=0.1, quick=False)
-QUICK = Size(width=0.5, steps=5_000, images=None, batch=64, rate=0.1, quick=True)
+QUICK = {
+    "mobilenet": Size(width=0.5, steps=5_000, images=None, batch=64, rate=0.1, quick=True),
+    "inception": Size(width=0.5, steps=3_000, images=None, batch=64, rate=0.1, quick=True),
+}
 
 
 def left_dense(model: onnx.ModelProto) -> list[str]:
