@@ -1,6 +1,6 @@
 """Accuracy after pruning and training, beside the same training without pruning, and by the original as teacher.
 
-    python benchmarks/finetuning.py resnet20 [--epochs N] [--share S] [--samples N] [--threads N]
+    python benchmarks/finetuning.py resnet20 [--epochs N] [--share S] [--samples N] [--rate R] [--threads N]
     python benchmarks/finetuning.py mobilenet [--epochs N] [--target T] [--threads N]
 
 resnet20: resnet20_cifar10 of ../shared/zoo loses the share S of every group's units and is trained on the training set
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.32)
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--samples", type=int, default=50_000)
-    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--rate", type=float, default=0.03)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

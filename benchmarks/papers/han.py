@@ -96,7 +96,9 @@ CASES = {
     "lenet5": Case(
         "LeNet-5 on MNIST",
         mnist,
-        *_digits("lenet5", Settings(10, rate=0.05, shift=1), Settings(20, rate=0.05, decay=1e-4, shift=1)),
+        *_digits(
+            "lenet5", Settings(10, rate=0.05, shift=1), Settings(20, rate=0.05, decay=1e-4, shift=1, teacher_share=0.3)
+        ),
         (12, 100),
         0.8,
         (12, 0.80, 0.77),
@@ -135,7 +137,7 @@ def compression(bench: Bench, name: str) -> None:
     size, dataset = sized(bench, case)
     columns = ("seed", "compression", "weights left", "dense error", "error", "verdict", "seconds")
     paper = f"the paper: {case.paper[0]:g}x, {case.paper[1]:.2f} % -> {case.paper[2]:.2f} %"
-    tables.heading(f"{case.title}: compression without loss ({paper})", columns)
+    tables.heading(f"{bench.titled(case.title)}: compression without loss ({paper})", columns)
     found: dict[float, list[dict[str, tuple[int, float]]]] = {}
     for seed in range(bench.seeds):
         dense = bench.dense(size.network, dataset, size.dense, seed)
@@ -150,13 +152,13 @@ def compression(bench: Bench, name: str) -> None:
             tables.row((seed, *cells, verdict, f"{seconds:.0f}"))
             bench.record(Run("han", size.network, seed, weights / left, before, after, weights, left, seconds))
             found.setdefault(ratio, []).append(kept(module))
-    _fractions(case, found)
+    _fractions(case, bench.titled(case.title), found)
 
 
-def _fractions(case: Case, found: dict[float, list[dict[str, tuple[int, float]]]]) -> None:
+def _fractions(case: Case, title: str, found: dict[float, list[dict[str, tuple[int, float]]]]) -> None:
     """Which part of its weights every layer keeps, the mean over the seeds."""
     columns = ("layer", "weights", "paper", *(f"{ratio:g}x" for ratio in found))
-    tables.heading(f"{case.title}: weights kept of every layer", columns)
+    tables.heading(f"{title}: weights kept of every layer", columns)
     for layer, (size, _) in next(iter(found.values()))[0].items():
         means = [sum(run[layer][1] for run in runs) / len(runs) for runs in found.values()]
         tables.row((layer, f"{size:,}", tables.share(case.fractions.get(layer)), *map(tables.share, means)))

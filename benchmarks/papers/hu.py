@@ -60,8 +60,8 @@ VGG = Case(
     ("conv5_3", "fc6"),
     Settings(3, rate=0.01, shift=4),
     Settings(3, rate=0.01, shift=4),
-    1.5,
-    1.8,
+    1.2,
+    1.25,
 )
 
 
@@ -78,7 +78,7 @@ def vgg(bench: Bench) -> None:
 def _rounds(bench: Bench, case: Case, paper: dict[int, float]) -> None:
     size, dataset = sized(bench, CASES[case.network])
     columns = ("seed", "round", "neurons", "weights", "compression", "paper", "removed", "trained", "loss", "seconds")
-    tables.heading(f"{case.title}: structural removal alone, accuracy", columns)
+    tables.heading(f"{bench.titled(case.title)}: structural removal alone, accuracy", columns)
     for seed in range(bench.seeds):
         dense = bench.dense(size.network, dataset, size.dense, seed)
         before = 100 - training.error(dense, dataset.test)

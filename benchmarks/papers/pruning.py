@@ -61,6 +61,10 @@ class Bench:
     quick: bool
     folder: Path | None
 
+    def titled(self, title: str) -> str:
+        """A title that says at which size."""
+        return f"{title}, quick size" if self.quick else title
+
     def record(self, run: Run) -> None:
         """Keep a run's figures."""
         if self.folder is not None and not self.quick:

@@ -133,8 +133,9 @@ def efficiency(bench: Bench) -> None:
         "dense",
     )
     tables.heading("Parameter efficiency of the runs", columns)
-    for line in dict.fromkeys((bench.folder / "runs.jsonl").read_text().splitlines()):
-        run = Run(**json.loads(line))
+    runs = [Run(**json.loads(line)) for line in (bench.folder / "runs.jsonl").read_text().splitlines()]
+    # A run that was repeated counts as it was the last time.
+    for run in {(run.table, run.network, run.seed, round(run.compression, 1)): run for run in runs}.values():
         found = [f"{(100 - wrong) / count * 1000:.3g}" for wrong, count in _before_and_after(run)[::-1]]
         cells = (tables.times(run.compression), run.seed, tables.percent(run.error), f"{run.nonzero:,}", *found)
         tables.row((run.table, run.network, *cells))

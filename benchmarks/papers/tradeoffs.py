@@ -36,7 +36,9 @@ def regularisation(bench: Bench, name: str) -> None:
     plain = replace(size.dense, epochs=min(EPOCHS, size.dense.epochs), decay=0.0)  # the penalty is all there is
     ratios = COMPRESSIONS[:2] if bench.quick else COMPRESSIONS
     columns = ("seed", "trained with", "then", "dense", *(f"{ratio}x" for ratio in ratios))
-    tables.heading(f"{case.title}: error by penalty, retraining and rounds (figure 5 of the paper)", columns)
+    tables.heading(
+        f"{bench.titled(case.title)}: error by penalty, retraining and rounds (figure 5 of the paper)", columns
+    )
     ways: list[tuple[str, str, int]] = [(penalty, "", 0) for penalty in PENALTIES]
     ways += [(penalty, again, 1) for penalty in PENALTIES for again in PENALTIES]
     ways += [("L2", "L2", ROUNDS)]
@@ -84,7 +86,7 @@ def sensitivity(bench: Bench, name: str) -> None:
     case = CASES[name]
     size, dataset = sized(bench, case)
     tables.heading(
-        f"{case.title}: error with one layer pruned, nothing retrained (figure 6 of the paper)",
+        f"{bench.titled(case.title)}: error with one layer pruned, nothing retrained (figure 6 of the paper)",
         ("seed", "layer", "weights", "dense", *(f"{part:.0%} kept" for part in KEPT)),
     )
     for seed in range(bench.seeds):

@@ -208,8 +208,7 @@ def compare(bench: Bench, make: Callable[[bool], Table], name: str) -> None:
     table, seeds = make(bench.quick), range(bench.seeds)
     heads = ["network", "width", "sparsity", "nonzeros", f"{table.metric}, validation", f"{table.metric}, test"]
     heads += [f"{table.efficiency}, a million nonzeros", "paper", "large-sparse against it", "seconds a run"]
-    size = ", quick size" if bench.quick else ""
-    tables.heading(f"{name}{size}: large-sparse against small-dense at equal nonzeros", heads)
+    tables.heading(f"{bench.titled(name)}: large-sparse against small-dense at equal nonzeros", heads)
     for size_name, width in table.sizes.items():
         result = measure(table, width, 0.0, seeds)
         line(table, f"{size_name}, dense", 0.0, width, result, table.paper.get(size_name, "-"), "")
