@@ -1,11 +1,13 @@
 """Accuracy after pruning and training, beside the same training without pruning, and by the original as teacher.
 
-    python benchmarks/finetuning.py resnet20 [--epochs N] [--share S] [--samples N] [--rate R] [--threads N]
+    python benchmarks/finetuning.py resnet20 [--keep FOLDER] [--epochs N] [--share S] [--rate R] [--threads N]
+    python benchmarks/finetuning.py resnet20-taught [--keep FOLDER] [--epochs N] [--share S] [--rate R] [--threads N]
     python benchmarks/finetuning.py mobilenet [--epochs N] [--target T] [--threads N]
 
-resnet20: resnet20_cifar10 of ../shared/zoo loses the share S of every group's units and is trained on the training set
-of the JPEG copy of CIFAR-10, by itself and with the trained original for a teacher; the original is trained in the same
-way. All are judged on the 10,000 test images.
+resnet20: resnet20_cifar10 of ../shared/zoo is trained on the training set of the JPEG copy of CIFAR-10, with
+BatchNormalization for as long as that takes; and in the same way after it has lost the share S of every group's units.
+resnet20-taught: the trained network loses them, and is trained again in the same way, by itself as it was before.
+Both are judged on the 10,000 test images; --keep leaves the trained network for the other command.
 mobilenet: mobilenet_v2_imagenet is pruned to the target and learns from the original on 256 images without labels; it
 is judged on the other 744.
 """
@@ -27,7 +29,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from graphprune import Recipe, prune
-from graphprune.finetune import GraphModule, to_proto, to_torch
+from graphprune.finetune import GraphModule, normalised, to_proto, to_torch
 from graphprune.ir.model import save
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "zoo"
@@ -38,12 +40,12 @@ TAUGHT, HEAT = 0.7, 4.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure accuracy after pruning and training.")
-    parser.add_argument("model", choices=["resnet20", "mobilenet"])
+    parser.add_argument("model", choices=["resnet20", "resnet20-taught", "mobilenet"])
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--share", type=float, default=0.32)
     parser.add_argument("--target", type=float, default=0.5)
-    parser.add_argument("--samples", type=int, default=50_000)
-    parser.add_argument("--rate", type=float, default=0.03)
+    parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -51,52 +53,67 @@ def main() -> None:
         raise SystemExit(f"no zoo at {ZOO}: the models and data of this benchmark are not in the project")
     print("| model | weights kept | MACs before / after | drop without training | top-1 | seconds |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
-    (resnet20 if given.model == "resnet20" else mobilenet)(zoo_module(), given)
+    (mobilenet if given.model == "mobilenet" else resnet20)(zoo_module(), given)
 
 
 def resnet20(zoo: ModuleType, given: argparse.Namespace) -> None:
-    """Train the original, and the same with units removed, on the same data in the same order."""
+    """Train the original, and the same with units removed, on the same data."""
     name, path = "resnet20_cifar10", ZOO / "models" / "resnet20_cifar10.onnx"
-    with np.load(ZOO / "data" / "cifar10_jpeg.npz") as data:
-        chosen = np.random.default_rng(0).permutation(len(data["y_train"]))[: given.samples]
-        labels = torch.from_numpy(data["y_train"][chosen].astype(np.int64))
-        images = zoo._jpegs(data["jpg_train"], data["off_train"], chosen)
-    images = torch.from_numpy(images)
-    mean, std = (torch.from_numpy(value).reshape(1, 3, 1, 1) for value in (zoo.IMAGENET_MEAN, zoo.IMAGENET_STD))
-
-    def train(module: GraphModule, teacher: GraphModule | None = None) -> None:
-        torch.manual_seed(0)
-        optimizer = torch.optim.SGD(module.parameters(), lr=given.rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
-        steps = given.epochs * -(-len(images) // BATCH)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, given.rate, steps + 1, pct_start=0.1)
-        for epoch in range(given.epochs):
-            for pick in torch.randperm(len(images)).split(BATCH):
-                inputs = augmented(images[pick].permute(0, 3, 1, 2).float() / 255)
-                optimizer.zero_grad()
-                inputs = (inputs - mean) / std
-                answers = module(inputs)
-                loss = cross_entropy(answers, labels[pick])
-                if teacher is not None:
-                    loss = (1 - TAUGHT) * loss + TAUGHT * taught(answers, teacher, inputs)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)  # its BatchNormalization has been folded
-                optimizer.step()
-                schedule.step()
-            print(f"epoch {epoch + 1}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
-
-    start = time.perf_counter()
-    dense = to_torch(path).train()
-    train(dense)
+    calibration, school = zoo.cifar10(True, 256)[0], School(zoo, given)
     with tempfile.TemporaryDirectory() as folder:
-        save(to_proto(dense.eval()), Path(folder) / "dense.onnx")
-        top1 = zoo.evaluate(Path(folder) / "dense.onnx", name, 10_000)["top1"]
-    row("resnet20, trained on", None, top1, start)
-    calibration = zoo.cifar10(True, 256)[0]
-    recipe = Recipe(channels=given.share, align="off", max_latency_ratio=10.0)
-    for how, teacher in (("", None), (", the trained original teaches", dense)):
-        start = time.perf_counter()
-        pruned, ledger = prune(path, recipe, calibration, finetune=functools.partial(train, teacher=teacher))
-        row(f"resnet20, {given.share:.0%} of units removed{how}", ledger, judged(zoo, pruned, name), start)
+        dense, start = (given.keep or Path(folder)) / f"resnet20-{given.epochs}.onnx", time.perf_counter()
+        if not dense.is_file():
+            module = to_torch(path)
+            school.train(module, calibration)
+            save(to_proto(module), dense)
+        row("resnet20, trained", None, zoo.evaluate(dense, name, 10_000)["top1"], start)
+        first, teacher = (path, None) if given.model == "resnet20" else (dense, to_torch(dense))
+        recipe, start = Recipe(channels=given.share, align="off", max_latency_ratio=10.0), time.perf_counter()
+        train = functools.partial(school.train, calibration=calibration, teacher=teacher)
+        pruned, ledger = prune(first, recipe, calibration, finetune=train)
+    how = "and trained" if teacher is None else "after it was trained, and taught by what it was"
+    row(f"resnet20, {given.share:.0%} of units removed, {how}", ledger, judged(zoo, pruned, name), start)
+
+
+class School:
+    """The training set of CIFAR-10, and how networks are trained on it."""
+
+    def __init__(self, zoo: ModuleType, given: argparse.Namespace) -> None:
+        self.epochs, self.rate = given.epochs, given.rate
+        with np.load(ZOO / "data" / "cifar10_jpeg.npz") as data:
+            self.labels = torch.from_numpy(data["y_train"].astype(np.int64))
+            images = zoo._jpegs(data["jpg_train"], data["off_train"], range(len(self.labels)))
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        shape = (1, 3, 1, 1)
+        self.mean, self.std = (torch.from_numpy(v).reshape(shape) for v in (zoo.IMAGENET_MEAN, zoo.IMAGENET_STD))
+
+    def train(self, module: GraphModule, calibration: Any, teacher: GraphModule | None = None) -> None:
+        """Train a network by the labels, and by a teacher where there is one."""
+        torch.manual_seed(0)
+        with normalised(module, calibration):
+            weights = [weight for weight in module.parameters() if weight.dim() > 1]
+            others = [other for other in module.parameters() if other.dim() <= 1]
+            groups = [{"params": weights, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
+            optimizer = torch.optim.SGD(groups, lr=self.rate, momentum=0.9, nesterov=True)
+            steps = self.epochs * -(-len(self.images) // BATCH)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.rate, steps + 1, pct_start=0.15)
+            for epoch in range(self.epochs):
+                module.train()
+                for pick in torch.randperm(len(self.images)).split(BATCH):
+                    optimizer.zero_grad()
+                    loss = self._loss(module, pick, teacher)
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                print(f"epoch {epoch + 1}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
+        module.eval()
+
+    def _loss(self, module: GraphModule, pick: torch.Tensor, teacher: GraphModule | None) -> torch.Tensor:
+        inputs = (augmented(self.images[pick].float() / 255) - self.mean) / self.std
+        inputs = inputs.to(memory_format=torch.channels_last)
+        answers = module(inputs)
+        loss = cross_entropy(answers, self.labels[pick])
+        return loss if teacher is None else (1 - TAUGHT) * loss + TAUGHT * taught(answers, teacher, inputs)
 
 
 def mobilenet(zoo: ModuleType, given: argparse.Namespace) -> None:
@@ -123,11 +140,13 @@ def taught(answers: torch.Tensor, teacher: GraphModule, inputs: torch.Tensor) ->
 
 
 def augmented(images: torch.Tensor) -> torch.Tensor:
-    """Shift images by up to 4 pixels, and mirror half of them."""
+    """Shift every image by up to 4 pixels, and mirror half of them."""
     padded = torch.nn.functional.pad(images, (4, 4, 4, 4), mode="reflect")
-    down, right = torch.randint(0, 9, (2,)).tolist()
-    moved = padded[:, :, down : down + 32, right : right + 32]
-    return torch.where(torch.rand(len(moved), 1, 1, 1) < 0.5, moved, moved.flip(-1))
+    moved = torch.empty_like(images)
+    for place, (down, right, mirrored) in enumerate(torch.randint(0, 18, (len(images), 3)).tolist()):
+        piece = padded[place, :, down // 2 : down // 2 + 32, right // 2 : right // 2 + 32]
+        moved[place] = piece.flip(-1) if mirrored % 2 else piece
+    return moved
 
 
 def judged(zoo: ModuleType, model: Any, name: str) -> float:

@@ -24,6 +24,7 @@ if importlib.util.find_spec("torch") is None:
 from graphprune.finetune.freezing import frozen  # noqa: E402
 from graphprune.finetune.masks import Masks  # noqa: E402
 from graphprune.finetune.module import GraphModule, to_onnx, to_proto, to_torch  # noqa: E402
+from graphprune.finetune.normalisation import normalised  # noqa: E402
 from graphprune.finetune.pruner import Pruner  # noqa: E402
 from graphprune.finetune.regularisation import (  # noqa: E402
     Connections,
@@ -48,6 +49,7 @@ __all__ = [
     "frozen",
     "l1_penalty",
     "l2_penalty",
+    "normalised",
     "to_onnx",
     "to_proto",
     "to_torch",

@@ -52,10 +52,10 @@ def demand_unwrapped(module: nn.Module) -> None:
     """
     if wrapper_of(module) is not None:
         raise RecipeError(
-            "a module inside DistributedDataParallel cannot be trimmed",
+            "a module inside DistributedDataParallel cannot be given another graph",
             where=type(module).__name__,
             why="the wrapper goes on exchanging the gradients of the parameters that it was made with",
-            hint="give trim, or Pruner, the module that to_torch returned, and wrap it anew after each trim",
+            hint="give trim, normalised or Pruner what to_torch returned, and wrap it anew when they have changed it",
         )
 
 
