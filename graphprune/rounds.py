@@ -144,16 +144,12 @@ class Rounds:
         return replace(again, queues=left, weights_before=self.analysis.weights_before)
 
     def _turn(self, state: State, current: Analysis, decision: Decision, part: Recipe) -> State:
-        """Prune and train once."""
-        # What is held out judges the training, too.
-        trained = self._trained(self._pruned(state, current, decision.plan, part, current.data.fitted), decision)
-        learnt = trained.records[-1].distillation
-        if learnt is None or learnt["best"]:
-            return trained
-        # Nothing was learnt, and what is not trained is repaired by all samples.
-        again = self._pruned(state, current, decision.plan, part, current.data.every)
-        assert again.draft is not None
-        return replace(again, model=from_proto(again.draft.model), records=trained.records)
+        """Prune and train once.
+
+        All samples repair what is trained. Those held out, which judge a distillation, then count for the state before
+        it, so that only what is clearly better is taken for better.
+        """
+        return self._trained(self._pruned(state, current, decision.plan, part, current.data.every), decision)
 
     def _pruned(
         self, state: State, current: Analysis, plan: Plan, part: Recipe, batches: Sequence[Batch] = ()

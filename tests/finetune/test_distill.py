@@ -101,13 +101,13 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 
 def test_a_narrower_student_learns_what_is_left_of_its_layers() -> None:
-    data = small.calibration(TEACHER, samples=64)
-    asked = Recipe(channels=0.5, align="off", runs=2, finetune="distill", epochs=15, max_latency_ratio=1e3)
+    data = small.calibration(TEACHER, samples=256)
+    asked = Recipe(channels=0.75, align="off", runs=2, finetune="distill", epochs=30, max_latency_ratio=1e3)
     _, taught = prune(TEACHER, asked, data)
     (turn,) = taught.rounds
     assert turn.distillation is not None
     assert turn.distillation["after"] < turn.distillation["before"]
-    plain = Recipe(channels=0.5, align="off", runs=2, max_latency_ratio=1e3)
+    plain = Recipe(channels=0.75, align="off", runs=2, max_latency_ratio=1e3)
     _, untaught = prune(TEACHER, plain, data)
     assert taught.recovery is not None
     assert untaught.recovery is not None
