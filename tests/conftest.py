@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, settings
 
 ZOO = Path(__file__).resolve().parents[1] / ".." / "shared" / "zoo"
 
-# Test processes side by side share the cores: NumPy's threads, one for each core in each of them, wait for one another.
+# Test processes side by side share the cores: threads of NumPy and torch, one for each core in each of them, wait for
+# one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for library in ("OPENBLAS", "OMP"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 # The same examples on every machine and in every run; how long one takes depends on the machine alone.
 settings.register_profile(
