@@ -24,7 +24,7 @@ from graphprune.ir.layers.writing import add_biases, write
 from graphprune.passes import sparsify
 from graphprune.passes.choice import Queue
 from graphprune.passes.curves import LEVELS, MEASURED, ZeroCurve, bent, local_errors
-from graphprune.passes.damping import damping
+from graphprune.passes.damping import damped, damping
 from graphprune.passes.elimination import Elimination, Problem, cost_of, eliminate
 from graphprune.passes.patterns import largest
 from graphprune.passes.ridge import centred
@@ -106,15 +106,15 @@ def predictor(
         rows, matrix = centred(reduce(add, parts), biased=biased), layer.matrix(proto)
         if not np.isfinite(rows.covariance).all():
             continue
-        gram = rows.damped(damping(parts, matrix, largest(matrix.size // 2), biased=biased))
-        errors, solutions = local_errors(gram, matrix)
+        amount = damping(parts, matrix, largest(matrix.size // 2), biased=biased)
+        errors, solutions = local_errors(damped(rows, amount, matrix), matrix)
         places = {
             LEVELS.index(level): _effect(effects, [(layer, rows.mean, matrix, new)]) for level, new in solutions.items()
         }
         curve = bent(errors, places)
         middle = LEVELS.index(MEASURED[0])
         importance = curve[middle] / errors[middle] if errors[middle] > 0 else 0.0
-        problems.extend(_problems(coupling, Reading(layer, rows.mean, matrix, float(importance)), gram))
+        problems.extend(_problems(coupling, Reading(layer, rows.mean, matrix, float(importance)), rows.damped(amount)))
         curves.append(ZeroCurve(layer.weight, int(np.count_nonzero(matrix)), curve))
     start = Effects(Track(proto, list(judging), custom_ops))
     known = {curve.weight for curve in curves}

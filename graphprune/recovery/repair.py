@@ -22,7 +22,7 @@ from graphprune.ir.graph import Graph
 from graphprune.ir.layers.layer import Layer, find_layers
 from graphprune.ir.layers.writing import add_biases, drop_biases, write
 from graphprune.ir.tensors import array
-from graphprune.passes.damping import damping
+from graphprune.passes.damping import damped, damping
 from graphprune.passes.patterns import Choice, within
 from graphprune.passes.ridge import Centred, SecondMoments, solve
 from graphprune.passes.sparse import sparse
@@ -128,7 +128,8 @@ def _sparse(
     """The sparse matrix, and the mean that the output then lacks; by magnitude where a row overflowed."""
     if not np.isfinite(rows.covariance).all():
         return dense * choose(np.abs(dense)), np.zeros_like(rows.error)
-    new = sparse(rows.damped(damping(parts, dense, choose, biased=biased)), dense, choose, method)
+    gram = damped(rows, damping(parts, dense, choose, biased=biased), dense)
+    new = sparse(gram, dense, choose, method)
     return new, (rows.mean[:, None] @ (dense - new))[:, 0]
 
 
