@@ -1,11 +1,12 @@
 """Accuracy after pruning and training, beside the same training without pruning, and by the original as teacher.
 
-    python benchmarks/finetuning.py resnet20 [--keep FOLDER] [--epochs N] [--share S] [--rate R] [--threads N]
-    python benchmarks/finetuning.py resnet20-taught [--keep FOLDER] [--epochs N] [--share S] [--rate R] [--threads N]
+    python benchmarks/finetuning.py resnet20 [--keep FOLDER] [--epochs N] [--speedup S] [--rate R] [--threads N]
+    python benchmarks/finetuning.py resnet20-taught [--keep FOLDER] [--epochs N] [--speedup S] [--rate R] [--threads N]
     python benchmarks/finetuning.py mobilenet [--epochs N] [--target T] [--threads N]
 
 resnet20: resnet20_cifar10 of ../shared/zoo is trained on the training set of the JPEG copy of CIFAR-10, with
-BatchNormalization for as long as that takes; and in the same way after it has lost the share S of every group's units.
+BatchNormalization for as long as that takes; and in the same way after it has lost the units that cost least for the
+time they save, until it is S times as fast.
 resnet20-taught: the trained network loses them, and is trained again in the same way, by itself as it was before.
 Both are judged on the 10,000 test images; --keep leaves the trained network for the other command.
 mobilenet: mobilenet_v2_imagenet is pruned to the target and learns from the original on 256 images without labels; it
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("model", choices=["resnet20", "resnet20-taught", "mobilenet"])
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--share", type=float, default=0.32)
+    parser.add_argument("--speedup", type=float, default=1.1)
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=2)
@@ -68,11 +69,11 @@ def resnet20(zoo: ModuleType, given: argparse.Namespace) -> None:
             save(to_proto(module), dense)
         row("resnet20, trained", None, zoo.evaluate(dense, name, 10_000)["top1"], start)
         first, teacher = (path, None) if given.model == "resnet20" else (dense, to_torch(dense))
-        recipe, start = Recipe(channels=given.share, align="off", max_latency_ratio=10.0), time.perf_counter()
+        recipe, start = Recipe(speedup=given.speedup, align="off", max_latency_ratio=10.0), time.perf_counter()
         train = functools.partial(school.train, calibration=calibration, teacher=teacher)
         pruned, ledger = prune(first, recipe, calibration, finetune=train)
     how = "and trained" if teacher is None else "after it was trained, and taught by what it was"
-    row(f"resnet20, {given.share:.0%} of units removed, {how}", ledger, judged(zoo, pruned, name), start)
+    row(f"resnet20, units removed, {how}", ledger, judged(zoo, pruned, name), start)
 
 
 class School:
