@@ -96,7 +96,7 @@ def spread(
 # -- prune ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"recover": True}, {"recover": True, "structural": "auto"}])
+@pytest.mark.parametrize("options", [{}, {"recover": True}, {"recover": True, "structural": 0.1}])
 def test_the_packed_model_equals_the_dense_one_with_its_zeros(net: tuple[Path, Path], options: dict[str, Any]) -> None:
     recipe = Recipe(target=0.8, pack="auto", **{**QUICKLY, **options})
     result, ledger = prune(net[0], recipe, net[1])
