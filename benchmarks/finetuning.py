@@ -1,13 +1,15 @@
 """Accuracy after pruning and training, beside the same training without pruning, and by the original as teacher.
 
-    python benchmarks/finetuning.py resnet20 [--keep FOLDER] [--epochs N] [--speedup S] [--rate R] [--threads N]
-    python benchmarks/finetuning.py resnet20-taught [--keep FOLDER] [--epochs N] [--speedup S] [--rate R] [--threads N]
-    python benchmarks/finetuning.py mobilenet [--epochs N] [--target T] [--threads N]
+    python benchmarks/finetuning.py resnet20 [--keep FOLDER] [--macs F] [options]
+    python benchmarks/finetuning.py resnet20-taught [--keep FOLDER] [--macs F] [--again N] [options]
+    python benchmarks/finetuning.py mobilenet [--target T] [options]
+
+with the options --epochs N, --rate R, --bf16 and --threads N.
 
 resnet20: resnet20_cifar10 of ../shared/zoo is trained on the training set of the JPEG copy of CIFAR-10, with
 BatchNormalization for as long as that takes; and in the same way after it has lost the units that cost least for the
-time they save, until it is S times as fast.
-resnet20-taught: the trained network loses them, and is trained again in the same way, by itself as it was before.
+MACs they save. With --macs 0 it loses none.
+resnet20-taught: the trained network loses them, and is trained again, by itself as it was before.
 Both are judged on the 10,000 test images; --keep leaves the trained network for the other command.
 mobilenet: mobilenet_v2_imagenet is pruned to the target and learns from the original on 256 images without labels; it
 is judged on the other 744.
@@ -21,11 +23,13 @@ import importlib.util
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
@@ -44,9 +48,11 @@ def main() -> None:
     parser.add_argument("model", choices=["resnet20", "resnet20-taught", "mobilenet"])
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--speedup", type=float, default=1.1)
+    parser.add_argument("--again", type=int, default=16)
+    parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--rate", type=float, default=0.05)
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -64,16 +70,30 @@ def resnet20(zoo: ModuleType, given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         dense, start = (given.keep or Path(folder)) / f"resnet20-{given.epochs}.onnx", time.perf_counter()
         if not dense.is_file():
-            module = to_torch(path)
-            school.train(module, calibration)
-            save(to_proto(module), dense)
-        row("resnet20, trained", None, zoo.evaluate(dense, name, 10_000)["top1"], start)
-        first, teacher = (path, None) if given.model == "resnet20" else (dense, to_torch(dense))
-        recipe, start = Recipe(speedup=given.speedup, align="off", max_latency_ratio=10.0), time.perf_counter()
-        train = functools.partial(school.train, calibration=calibration, teacher=teacher)
+            save(trained(path, functools.partial(school.train, calibration=calibration)), dense)
+        row("resnet20, trained", None, judged(zoo, dense, name), start)
+        taught_again = given.model == "resnet20-taught"
+        first, how = (dense, "trained again, taught by what it was") if taught_again else (path, "trained")
+        train = functools.partial(
+            school.train,
+            calibration=calibration,
+            epochs=given.again if taught_again else given.epochs,
+            teacher=to_torch(dense) if taught_again else None,
+        )
+        start = time.perf_counter()
+        if given.macs == 0:
+            row(f"resnet20, {how}", None, judged(zoo, trained(first, train), name), start)
+            return
+        recipe = Recipe(macs=given.macs, align="off", max_latency_ratio=10.0)
         pruned, ledger = prune(first, recipe, calibration, finetune=train)
-    how = "and trained" if teacher is None else "after it was trained, and taught by what it was"
     row(f"resnet20, units removed, {how}", ledger, judged(zoo, pruned, name), start)
+
+
+def trained(path: Path, train: Callable[[GraphModule], None]) -> onnx.ModelProto:
+    """Return a network as a training leaves it."""
+    module = to_torch(path)
+    train(module)
+    return to_proto(module)
 
 
 class School:
@@ -81,6 +101,7 @@ class School:
 
     def __init__(self, zoo: ModuleType, given: argparse.Namespace) -> None:
         self.epochs, self.rate = given.epochs, given.rate
+        self.autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=given.bf16)
         with np.load(ZOO / "data" / "cifar10_jpeg.npz") as data:
             self.labels = torch.from_numpy(data["y_train"].astype(np.int64))
             images = zoo._jpegs(data["jpg_train"], data["off_train"], range(len(self.labels)))
@@ -88,17 +109,20 @@ class School:
         shape = (1, 3, 1, 1)
         self.mean, self.std = (torch.from_numpy(v).reshape(shape) for v in (zoo.IMAGENET_MEAN, zoo.IMAGENET_STD))
 
-    def train(self, module: GraphModule, calibration: Any, teacher: GraphModule | None = None) -> None:
+    def train(
+        self, module: GraphModule, calibration: Any, epochs: int | None = None, teacher: GraphModule | None = None
+    ) -> None:
         """Train a network by the labels, and by a teacher where there is one."""
+        epochs = epochs or self.epochs
         torch.manual_seed(0)
         with normalised(module, calibration):
             weights = [weight for weight in module.parameters() if weight.dim() > 1]
             others = [other for other in module.parameters() if other.dim() <= 1]
             groups = [{"params": weights, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
             optimizer = torch.optim.SGD(groups, lr=self.rate, momentum=0.9, nesterov=True)
-            steps = self.epochs * -(-len(self.images) // BATCH)
+            steps = epochs * -(-len(self.images) // BATCH)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.rate, steps + 1, pct_start=0.15)
-            for epoch in range(self.epochs):
+            for epoch in range(epochs):
                 module.train()
                 for pick in torch.randperm(len(self.images)).split(BATCH):
                     optimizer.zero_grad()
@@ -112,16 +136,19 @@ class School:
     def _loss(self, module: GraphModule, pick: torch.Tensor, teacher: GraphModule | None) -> torch.Tensor:
         inputs = (augmented(self.images[pick].float() / 255) - self.mean) / self.std
         inputs = inputs.to(memory_format=torch.channels_last)
-        answers = module(inputs)
+        with self.autocast():
+            answers = module(inputs)
+            wanted = None if teacher is None else told(teacher, inputs)
+        answers = answers.float()
         loss = cross_entropy(answers, self.labels[pick])
-        return loss if teacher is None else (1 - TAUGHT) * loss + TAUGHT * taught(answers, teacher, inputs)
+        return loss if wanted is None else (1 - TAUGHT) * loss + TAUGHT * taught(answers, wanted)
 
 
 def mobilenet(zoo: ModuleType, given: argparse.Namespace) -> None:
     """Prune, and learn from the original without labels."""
     name = "mobilenet_v2_imagenet"
     path = ZOO / "models" / f"{name}.onnx"
-    row("mobilenet_v2", None, zoo.evaluate(path, name, 10_000)["top1"], time.perf_counter())
+    row("mobilenet_v2", None, judged(zoo, path, name), time.perf_counter())
     calibration = zoo.imagenet(True, 256, zoo._tf_norm)[0]
     for finetune in (None, "distill"):
         start = time.perf_counter()
@@ -133,11 +160,16 @@ def mobilenet(zoo: ModuleType, given: argparse.Namespace) -> None:
             print(turn, file=sys.stderr, flush=True)
 
 
-def taught(answers: torch.Tensor, teacher: GraphModule, inputs: torch.Tensor) -> torch.Tensor:
-    """Return the divergence from a teacher's answers (Hinton, Vinyals and Dean 2015)."""
+def told(teacher: GraphModule, inputs: torch.Tensor) -> torch.Tensor:
+    """Return a teacher's answers."""
     with torch.no_grad():
-        wanted = (teacher(inputs) / HEAT).softmax(1)
-    return HEAT**2 * kl_div((answers / HEAT).log_softmax(1), wanted, reduction="batchmean")
+        return teacher(inputs).float()  # type: ignore[no-any-return]
+
+
+def taught(answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the divergence from a teacher's answers (Hinton, Vinyals and Dean 2015)."""
+    soft = (wanted / HEAT).softmax(1)
+    return HEAT**2 * kl_div((answers / HEAT).log_softmax(1), soft, reduction="batchmean")
 
 
 def augmented(images: torch.Tensor) -> torch.Tensor:
@@ -150,11 +182,13 @@ def augmented(images: torch.Tensor) -> torch.Tensor:
     return moved
 
 
-def judged(zoo: ModuleType, model: Any, name: str) -> float:
+def judged(zoo: ModuleType, model: Path | onnx.ModelProto, name: str) -> float:
     """Return the top-1 of a model."""
     with tempfile.TemporaryDirectory() as folder:
-        save(model, Path(folder) / "model.onnx")
-        return float(zoo.evaluate(Path(folder) / "model.onnx", name, 10_000)["top1"])
+        path = model if isinstance(model, Path) else Path(folder) / "model.onnx"
+        if model is not path:
+            save(model, path)
+        return float(zoo.evaluate(path, name, 10_000)["top1"])
 
 
 def row(what: str, ledger: Any, top1: float, start: float) -> None:

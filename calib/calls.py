@@ -1,4 +1,4 @@
-"""The inputs of one call of a model, at the batch size asked for."""
+"""The inputs of one call of a model, at the batch size asked for, and their shapes."""
 
 from __future__ import annotations
 
@@ -48,3 +48,8 @@ def one_call(source: Source, batch: int | None = None) -> dict[str, Array]:
         )
     feeds = next(iter(source.subset(batch).batches(batch)))
     return {name: value.take(np.arange(batch) % len(value), axis=0) for name, value in feeds.items()}
+
+
+def one_sample_shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    """Return the input shapes of one sample, batch axis included."""
+    return {name: value.shape for name, value in one_call(source).items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphprune.calib.calls import one_call
+from graphprune.calib.calls import one_call, one_sample_shapes
 from graphprune.calib.pairs import Batch
 from graphprune.calib.run import calibrate, probes_for
 from graphprune.calib.sources import SourceLike, input_specs, open_source
@@ -15,7 +15,7 @@ from graphprune.calib.stats import Key, Moments
 from graphprune.calib.stream import Source
 from graphprune.calib.synthetic import FREE_SIZES, free_sizes, random_source
 from graphprune.errors import ModelError
-from graphprune.ir.cost import count_weights
+from graphprune.ir.cost import count_macs, count_weights
 from graphprune.ir.coupling.resizing import freed
 from graphprune.ir.coupling.units import Coupling
 from graphprune.ir.coupling.walk import couple
@@ -83,6 +83,10 @@ class Analysis:
         All units that may go, group by group in the order in which they go.
     weights_before : int
         Weights of the original.
+    macs_before : int
+        Its multiply-accumulates.
+    shapes : dict of str to tuple of int
+        Of the inputs, for one sample.
     data : Data
     curves : list of ZeroCurve or None
         What zeroing weights is predicted to cost; None where kept weights may not change, or there is no real data.
@@ -95,6 +99,8 @@ class Analysis:
     scores: Scores
     queues: list[Queue]
     weights_before: int
+    macs_before: int
+    shapes: dict[str, tuple[int, ...]]
     data: Data
     curves: list[ZeroCurve] | None
     packing: PackingTimes | None = None
@@ -162,7 +168,9 @@ def analyse(
     packing = None
     if recipe.pack != "off":
         packing = PackingTimes(one_call(source, recipe.batch), recipe.threads, recipe.provider)
-    return Analysis(coupling, statistics, scores, found, weights, data, curves, packing)
+    shapes = one_sample_shapes(source)
+    macs = count_macs(coupling.graph.proto, shapes)
+    return Analysis(coupling, statistics, scores, found, weights, macs, shapes, data, curves, packing)
 
 
 def _scores(

@@ -15,7 +15,7 @@ from graphprune.calib.calls import one_call
 from graphprune.calib.sources import SourceLike
 from graphprune.entries import CalibrationRecord, DeclinedRecord, FileRecord, GroupRecord, ReasonRecord
 from graphprune.errors import ModelError
-from graphprune.ir.cost import count_macs, count_weights
+from graphprune.ir.cost import count_weights
 from graphprune.ir.model import Model, from_proto, load
 from graphprune.ledger import Ledger
 from graphprune.notes import notes_on
@@ -160,7 +160,7 @@ def inspect(
         model=record.file_record(original),
         calibration=record.calibration_record(source),
         weights=analysis.weights_before,
-        macs=count_macs(analysis.coupling.graph.proto, record.one_sample_shapes(source)),
+        macs=analysis.macs_before,
         groups=record.group_records(analysis, named),
         declined=record.declined_records(analysis.coupling.graph, alone),
         reasons=record.reason_records(analysis.coupling.graph, alone),

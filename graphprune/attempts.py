@@ -172,7 +172,7 @@ def _safer(recipe: Recipe, *, packed: bool) -> Iterator[tuple[str, str, Recipe]]
     if recipe.align == "auto" and good.block > good.step and recipe.structural != 0:
         instead = f"convolutions keep multiples of {good.block} channels instead"
         yield f"with multiples of {good.step} channels kept", instead, replace(recipe, align=good.block)
-    if recipe.align == "auto" and recipe.channels is None and recipe.target is not None and recipe.structural == "auto":
+    if recipe.align == "auto" and recipe.by_rule and recipe.target is not None:
         yield "with units removed", "all units stay instead", replace(recipe, structural=0.0)
 
 

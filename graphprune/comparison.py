@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from graphprune import record
 from graphprune.analysis import source_for
-from graphprune.calib.calls import one_call
+from graphprune.calib.calls import one_call, one_sample_shapes
 from graphprune.calib.sources import InputSpec, SourceLike, input_specs
 from graphprune.entries import Change, FileRecord
 from graphprune.errors import ModelError
@@ -79,7 +79,7 @@ def compare(before: Model, after: Model, recipe: Recipe, calibration: SourceLike
     _demand_same_inputs(specs, input_specs(after.proto))
     source = source_for(before, recipe, calibration)
     feeds = one_call(source, recipe.batch)
-    shapes = record.one_sample_shapes(source)
+    shapes = one_sample_shapes(source)
     models = before.path or before.proto, after.path or after.proto
     fidelity, latency = compare_runs(*models, feeds, recipe, source)
     metric = metric_of(*models, recipe)

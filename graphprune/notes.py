@@ -85,8 +85,7 @@ def _no_units(analysis: Analysis, recipe: Recipe) -> list[str]:
 
 def _held_back(analysis: Analysis, removed: BoolArray, recipe: Recipe) -> list[str]:
     """Say how much of the criterion's rule was not carried out."""
-    by_rule = recipe.structural == "auto" and recipe.channels is None and recipe.speedup is None
-    if not by_rule or analysis.curves is not None:
+    if not recipe.by_rule or analysis.curves is not None:
         return []
     steps = trim.by_threshold(analysis.coupling, analysis.scores)
     named, gone = sum(len(step.units) for step in steps), int(removed.sum())

@@ -32,6 +32,9 @@ pruning = together(
         "--target", type=float, metavar="T", help="Fraction of all float weights that must be gone, 0 <= T < 1."
     ),
     click.option("--channels", type=float, metavar="F", help="Remove this fraction of every group's units."),
+    click.option(
+        "--macs", type=float, metavar="F", help="Remove units until this fraction of the multiply-accumulates is saved."
+    ),
     click.option("--speedup", type=float, metavar="S", help="Remove units until the model is this many times as fast."),
     click.option(
         "--structural",

@@ -22,7 +22,7 @@ from graphprune.ir.model import Model
 from graphprune.ir.session import Feeds, ModelLike, demand_provider
 from graphprune.ir.surgery import remove
 from graphprune.passes import trim
-from graphprune.planning import Plan, by_share, plan, with_zeros
+from graphprune.planning import Plan, by_macs, by_share, plan, with_zeros
 from graphprune.recipe import Recipe
 from graphprune.recovery.effects import compared_outputs, squared_error, values_of
 from graphprune.search import drop_of, search
@@ -178,6 +178,8 @@ def by_rule(analysis: Analysis, recipe: Recipe, trial: Callable[[Plan], float]) 
     coupling, scores, good = analysis.coupling, analysis.scores, widths(recipe.align)
     if recipe.channels is not None:
         return trim.by_fraction(coupling, analysis.queues, recipe.channels, good.step)
+    if recipe.macs is not None:
+        return by_macs(analysis, trim.by_rank(analysis.queues), recipe.macs, good.step)
     if recipe.structural == "auto":
         steps = trim.by_threshold(coupling, scores)
         return trim.by_trial(coupling, steps, lambda removed: trial(Plan(removed)), good.block)

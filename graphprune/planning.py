@@ -12,7 +12,8 @@ import onnx
 from graphprune.analysis import Analysis
 from graphprune.entries import RecoveryRecord
 from graphprune.errors import TargetError
-from graphprune.ir.cost import count_weights, macs_by_weight, nonzero_entries, weights_left
+from graphprune.ir.cost import count_macs, count_weights, macs_by_weight, nonzero_entries, weights_left
+from graphprune.ir.coupling.resizing import resized
 from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.graph import Graph
 from graphprune.ir.kernels import widths
@@ -86,6 +87,10 @@ def plan(analysis: Analysis, recipe: Recipe, target: float | None, trial: Callab
     coupling, step = analysis.coupling, widths(recipe.align).step
     if recipe.channels is not None:
         return with_zeros(analysis, recipe, trim.by_fraction(coupling, analysis.queues, recipe.channels, step), target)
+    if recipe.macs is not None:
+        worth = macs_by_weight(coupling.graph.proto, analysis.shapes)
+        steps = in_order(coupling, analysis.queues, block=step, worth=worth)
+        return with_zeros(analysis, recipe, by_macs(analysis, steps, recipe.macs, step), target)
     if recipe.structural != "auto":
         steps = in_order(coupling, analysis.queues, block=step) if recipe.structural else []
         removed = by_share(analysis, steps, target, float(recipe.structural), step)
@@ -96,8 +101,7 @@ def plan(analysis: Analysis, recipe: Recipe, target: float | None, trial: Callab
 def _plans(analysis: Analysis, recipe: Recipe, target: float | None) -> list[Plan]:
     """Return plans that meet a target by more and more removal, where that saves most time for what it costs."""
     coupling, block = analysis.coupling, widths(recipe.align).block
-    shapes = {name: value.shape for name, value in analysis.data.every[0].items()}
-    worth = macs_by_weight(coupling.graph.proto, shapes)
+    worth = macs_by_weight(coupling.graph.proto, analysis.shapes)
     # No more goes than was asked for: without a target, nothing.
     fewest = allowed_nonzero(analysis.weights_before, target or 0.0)
     plans: list[Plan] = []
@@ -149,6 +153,31 @@ def by_share(analysis: Analysis, steps: Sequence[Step], target: float | None, sh
     most_left = allowed_nonzero(analysis.weights_before, share * target)
     before = analysis.weights_before
     return trim.by_weights(coupling, steps, most_left, weights_outside=outside, weights_before=before, align=align)
+
+
+def by_macs(analysis: Analysis, steps: Sequence[Step], fraction: float, align: int) -> BoolArray:
+    """Return the shortest prefix of some steps that saves a fraction of the original's multiply-accumulates.
+
+    Raises
+    ------
+    TargetError
+        When all steps together do not.
+    """
+    coupling, before = analysis.coupling, analysis.macs_before
+
+    def saved(removed: BoolArray) -> float:
+        shapes = resized(coupling, removed).cut_shapes(analysis.shapes)
+        return 1 - count_macs(remove(coupling, removed)[0], shapes) / max(before, 1)
+
+    removed = trim.until(coupling, steps, lambda removed: saved(removed) >= fraction, align)
+    if (reachable := saved(removed)) < fraction:
+        raise TargetError(
+            f"removing units saves {reachable:.4f} of {before:,} multiply-accumulates, and {fraction} is asked for",
+            reachable=reachable,
+            hint=f"the most that can be reached is --macs {np.floor(reachable * 1e4) / 1e4}"
+            + ("; give --align off for more" if align > 1 else ""),
+        )
+    return removed
 
 
 def with_zeros(

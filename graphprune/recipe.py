@@ -27,6 +27,9 @@ class Recipe:
         Fraction of all float weights of the original that must be gone, removed or zero, in [0, 1).
     channels : float or None
         Fraction of every group's units to remove, in [0, 1); alone it is a purely structural run.
+    macs : float or None
+        Fraction of the original's multiply-accumulates that removing units must save, in [0, 1); zeros save none, and
+        come on top only as `target` asks for them.
     speedup : float or None
         Latency before over after that removing units must reach, above 1 and at most 1000; zeros come on top of it only
         as `target` asks for them.
@@ -61,7 +64,7 @@ class Recipe:
         alone, to the last bit the same; ``"fp16"`` rounds what it stores to float16.
     max_latency_ratio, max_drop : float or None
         Gates on latency after over before (above 0), and on the drop of fidelity (in [0, 1]). `max_drop` without
-        `target`, `channels`, `speedup` and `pattern` asks for the largest sparsity that holds it.
+        `target`, `channels`, `macs`, `speedup` and `pattern` asks for the largest sparsity that holds it.
     min_speedup : float or None
         Gate on latency before over after (above 0): 1.2 asks for a model that is 1.2 times as fast.
     metric : str or None
@@ -93,6 +96,7 @@ class Recipe:
 
     target: float | None = None
     channels: float | None = None
+    macs: float | None = None
     speedup: float | None = None
     structural: float | Literal["auto"] = "auto"
     criterion: str = "auto"
@@ -120,7 +124,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.max_drop is None and not self._asks:
             raise RecipeError(
-                "nothing is asked for", hint="give --target, --channels, --speedup, --pattern or --max-drop"
+                "nothing is asked for", hint="give --target, --channels, --macs, --speedup, --pattern or --max-drop"
             )
         for field in fields(self):
             value = getattr(self, field.name)
@@ -138,14 +142,12 @@ class Recipe:
             raise RecipeError(
                 "--no-recover keeps weights bit-identical, and --encode fp16 rounds them", hint="give --encode auto"
             )
-        if self.speedup is not None and (self.channels is not None or self.structural != "auto"):
-            other = "--channels" if self.channels is not None else "--structural"
-            raise RecipeError(f"--speedup and {other} both say how much to remove", hint="give one of them")
-        if self.structural != "auto":
-            if self.target is None:
-                raise RecipeError("--structural is a share of --target", hint="give --target as well")
-            if self.channels is not None:
-                raise RecipeError("--structural and --channels both say how much to remove", hint="give one of them")
+        if self.structural != "auto" and self.target is None:
+            raise RecipeError("--structural is a share of --target", hint="give --target as well")
+        structural = None if self.structural == "auto" else self.structural
+        given = [name for name, value in {**self._removals, "--structural": structural}.items() if value is not None]
+        if len(given) > 1:
+            raise RecipeError(f"{given[0]} and {given[1]} both say how much to remove", hint="give one of them")
 
     @property
     def searches(self) -> bool:
@@ -153,9 +155,19 @@ class Recipe:
         return self.max_drop is not None and not self._asks
 
     @property
+    def by_rule(self) -> bool:
+        """Whether it leaves open how many units go."""
+        return self.structural == "auto" and all(value is None for value in self._removals.values())
+
+    @property
+    def _removals(self) -> dict[str, float | None]:
+        """What says how many units go, by option."""
+        return {"--channels": self.channels, "--macs": self.macs, "--speedup": self.speedup}
+
+    @property
     def _asks(self) -> bool:
         """Whether it says how much is to go."""
-        return any(value is not None for value in (self.target, self.channels, self.speedup, self.pattern))
+        return any(value is not None for value in (self.target, *self._removals.values(), self.pattern))
 
     def _demand_packable(self) -> None:
         """Demand that there are zeros to pack, and that nothing else says where they are."""
@@ -180,7 +192,7 @@ class Recipe:
             raise RecipeError(
                 "--max-drop alone looks for a sparsity that needs no training, and --finetune trains",
                 where=f"--finetune {self.finetune}",
-                hint="give --target, --channels or --speedup as well",
+                hint="give --target, --channels, --macs or --speedup as well",
             )
         if self.rounds == 1:
             return

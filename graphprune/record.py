@@ -28,12 +28,11 @@ from graphprune.entries import (
 )
 from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.coupling.atoms import IdArray, support
-from graphprune.ir.coupling.resizing import SAME, Resized, resized
+from graphprune.ir.coupling.resizing import resized
 from graphprune.ir.coupling.units import BoolArray, Coupling, Declined
 from graphprune.ir.edit import Edit
 from graphprune.ir.graph import Graph
 from graphprune.ir.model import Model, fingerprint
-from graphprune.ir.shapes.inference import Shape
 from graphprune.ir.surgery import kept_indices
 from graphprune.ledger import Ledger
 from graphprune.notes import notes_of
@@ -68,7 +67,8 @@ def record(
     )
     coupling, removed = analysis.coupling, decision.plan.removed
     change = resized(coupling, removed)
-    shapes, shapes_after = one_sample_shapes(source), one_sample_shapes(source, change)
+    shapes_after = change.cut_shapes(analysis.shapes)
+    macs = Change(analysis.macs_before, count_macs(canonicalize(draft.model), shapes_after))
     sha256, size = fingerprint(found.result)
     alone = left_alone(analysis)
     return Ledger(
@@ -80,7 +80,7 @@ def record(
         versions=_versions(),
         calibration=calibration_record(source),
         weights=weights,
-        macs=Change(count_macs(coupling.graph.proto, shapes), count_macs(canonicalize(draft.model), shapes_after)),
+        macs=macs,
         bytes=Change(original.file_bytes, size),
         kept={name: {str(axis): kept for axis, kept in axes.items()} for name, axes in draft.kept.items()},
         zeroed=draft.zeroed,
@@ -90,7 +90,7 @@ def record(
         latency=verification.latency,
         equivalence=verification.equivalence,
         fidelity=verification.fidelity,
-        gates=gates_of(recipe, weights, verification, decision.recovery),
+        gates=gates_of(recipe, weights, macs, verification, decision.recovery),
         metric=verification.metric,
         recovery=decision.recovery,
         speed=decision.speed,
@@ -123,7 +123,7 @@ def group_records(analysis: Analysis, removed: BoolArray) -> list[GroupRecord]:
 
 
 def gates_of(
-    recipe: Recipe, weights: WeightRecord, verification: Verification, recovery: RecoveryRecord | None
+    recipe: Recipe, weights: WeightRecord, macs: Change, verification: Verification, recovery: RecoveryRecord | None
 ) -> list[Gate]:
     """Decide the gates: the target, what was asked for, no slower model, and finite outputs where the original's are.
 
@@ -144,6 +144,8 @@ def gates_of(
     if recipe.max_latency_ratio is None and latency.verdict == "slower":
         gates = (*gates, not_slower(latency))
     reached = [] if recipe.target is None else [at_least("target", recipe.target, weights.sparsity)]
+    if recipe.macs is not None:
+        reached.append(at_least("macs", recipe.macs, 1 - macs.after / max(macs.before, 1)))
     return [*reached, *gates, *finite_outputs(verification.fidelity)]
 
 
@@ -236,12 +238,6 @@ def resized_records(coupling: Coupling, removed: BoolArray) -> dict[str, Resized
 def calibration_record(source: Source) -> CalibrationRecord:
     """Return what the statistics were taken on."""
     return CalibrationRecord(source.description, source.samples, source.real)
-
-
-def one_sample_shapes(source: Source, change: Resized = SAME) -> dict[str, Shape]:
-    """Return the input shapes of one sample, batch axis included, as a model takes it or one that was resized."""
-    feeds = change.cut_feeds(next(iter(source.subset(1).batches(1))))
-    return {name: tuple(value.shape) for name, value in feeds.items()}
 
 
 def file_record(model: Model) -> FileRecord:

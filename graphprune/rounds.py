@@ -141,7 +141,8 @@ class Rounds:
             for queue in again.queues
             if queue.steps
         ]
-        return replace(again, queues=left, weights_before=self.analysis.weights_before)
+        first = self.analysis
+        return replace(again, queues=left, weights_before=first.weights_before, macs_before=first.macs_before)
 
     def _turn(self, state: State, current: Analysis, decision: Decision, part: Recipe) -> State:
         """Prune and train once.
@@ -186,13 +187,14 @@ class Rounds:
 
     def _without_dead(self, state: State) -> State:
         """Remove what training has left without effect: there is no further round for that."""
-        plain = replace(self.recipe, target=0.0, channels=None, structural="auto", criterion="apoz", recover=False)
+        same = {name: getattr(self.recipe, name) for name in ("align", "allow_resize", "custom_ops", "seed")}
+        plain = Recipe(target=0.0, criterion="apoz", recover=False, **same)
         current = analyse(state.model, plain, self.source, self.watch)
         dead = [step for step in trim.by_threshold(current.coupling, current.scores) if step.rank == np.inf]
         going = take(current.coupling, trim.aligned(current.coupling, dead, widths(self.recipe.align).step))
         if not going.any():
             return state
-        cut = self._pruned(state, current, Plan(going), replace(plain, target=None, channels=0.0, recover=True))
+        cut = self._pruned(state, current, Plan(going), Recipe(channels=0.0, **same))
         assert state.draft is not None
         assert cut.draft is not None
         return replace(cut, model=from_proto(cut.draft.model), draft=state.draft)
@@ -233,12 +235,9 @@ def parts(recipe: Recipe) -> Iterator[Recipe]:
     Targets and fractions are of what there was before the first round.
     """
     for number in range(1, recipe.rounds + 1):
-        target, channels = recipe.target, recipe.channels
-        yield replace(
-            recipe,
-            target=None if target is None else 1 - (1 - target) ** (number / recipe.rounds),
-            channels=None if channels is None else 1 - (1 - channels) ** (number / recipe.rounds),
-        )
+        shares = {name: getattr(recipe, name) for name in ("target", "channels", "macs")}
+        given = {name: share for name, share in shares.items() if share is not None}
+        yield replace(recipe, **{name: 1 - (1 - share) ** (number / recipe.rounds) for name, share in given.items()})
 
 
 def origins(original: Coupling, kept: Kept, current: Coupling) -> IdArray:

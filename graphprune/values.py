@@ -55,6 +55,7 @@ def plain(value: Any) -> Any:
 _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
     "channels": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
+    "macs": (lambda value: _number(value) and 0 <= value < 1, "at least 0 and below 1"),
     "speedup": (lambda value: _number(value) and 1 < value <= 1000, "above 1 and at most 1000"),
     "structural": (
         lambda value: 0 <= value <= 1 if _number(value) else isinstance(value, str) and value == "auto",
@@ -98,6 +99,7 @@ _DEMANDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 _OPTIONAL = (
     "target",
     "channels",
+    "macs",
     "speedup",
     "pattern",
     "finetune",

@@ -6,6 +6,7 @@ deviation above the mean of their group go, dead ones first of all.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -177,15 +178,12 @@ def by_weights(
         When removing all that may go is not enough.
     """
 
-    def taken(count: int) -> BoolArray:
-        return take(coupling, aligned(coupling, steps[:count], align))
+    def left(removed: BoolArray) -> int:
+        return weights_left(coupling, removed) + weights_outside
 
-    def left(count: int) -> int:
-        return weights_left(coupling, taken(count)) + weights_outside
-
-    low, high = 0, len(steps)
-    if left(high) > most_left:
-        least, reachable = left(high), 1 - left(high) / weights_before
+    removed = until(coupling, steps, lambda removed: left(removed) <= most_left, align)
+    if (least := left(removed)) > most_left:
+        reachable = 1 - least / weights_before
         raise TargetError(
             f"removing units alone leaves {least:,} of {weights_before:,} weights, and at most {most_left:,} may be "
             "left",
@@ -194,10 +192,32 @@ def by_weights(
             + ("give --align off, " if align > 1 else "")
             + "or let --structural leave a larger part of it to zeros",
         )
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if left(middle) <= most_left else (middle + 1, high)
-    return taken(low)
+    return removed
+
+
+def until(coupling: Coupling, steps: Sequence[Step], enough: Callable[[BoolArray], bool], align: int = 1) -> BoolArray:
+    """Return the removal that the shortest prefix of some steps makes with which it is enough; all, where none is.
+
+    Parameters
+    ----------
+    coupling : Coupling
+    steps : sequence of Step
+        In the order in which they go.
+    enough : callable
+        Whether a removal is; with more gone it stays so.
+    align : int, default 1
+        As for `aligned`.
+
+    Returns
+    -------
+    ndarray of bool, shape (units,)
+    """
+
+    def taken(count: int) -> BoolArray:
+        return take(coupling, aligned(coupling, steps[:count], align))
+
+    counts = range(len(steps) + 1)
+    return taken(min(bisect_left(counts, True, key=lambda count: enough(taken(count))), len(steps)))
 
 
 def _in_order(steps: list[Step]) -> list[Step]:

@@ -110,6 +110,7 @@ def test_every_option_reaches_the_recipe(
         **given,
         "recover": False,
         "channels": None,
+        "macs": None,
         "speedup": None,
         "pattern": None,
         "finetune": None,

@@ -15,7 +15,7 @@ from graphprune.analysis import Analysis, analyse
 from graphprune.api import as_model
 from graphprune.calib.sources import input_specs, open_source
 from graphprune.entries import RecoveryRecord
-from graphprune.ir.cost import count_nonzero, count_weights
+from graphprune.ir.cost import count_macs, count_nonzero, count_weights
 from graphprune.ir.graph import Graph
 from graphprune.ir.layers.layer import find_layers, kernel_of
 from graphprune.passes.canonicalize import canonicalize
@@ -93,6 +93,50 @@ def test_a_fraction_of_the_units_and_a_target_come_together() -> None:
     nonzero, total = count_nonzero(result), count_weights(convolutional())
     assert 1 - nonzero / total >= 0.7
     assert not ledger.zeroed or 1 - (nonzero + 1) / total < 0.7
+
+
+@pytest.mark.parametrize("recover", [True, False], ids=["recover", "plain"])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.55, 0.9])
+def test_a_fraction_of_the_macs_is_saved_by_units(share: float, recover: bool) -> None:
+    model = dense()
+    result, ledger = attempt(model, macs=share, recover=recover)
+    left = count_macs(canonicalize(result), {"x_0": (1, 16)})
+    assert ledger.macs.before == count_macs(model, {"x_0": (1, 16)}) == 16 * 40 + 40 * 40 + 40
+    assert ledger.macs.after == left
+    # The last unit that went was needed: it takes at most a row and a column with it.
+    assert share <= 1 - left / ledger.macs.before < share + 80 / ledger.macs.before
+    assert not ledger.zeroed
+    assert next((gate.name, gate.ok) for gate in ledger.gates) == ("macs", True)
+
+
+def test_macs_are_saved_where_they_are() -> None:
+    """Channels take nearly all multiply-accumulates, hidden units nearly all weights."""
+    net = Net()
+    data = net.relu(net.conv(net.input(["N", 3, 16, 16]), 16, 3))
+    pooled = net.node("MaxPool", [data], ["N", 16, 2, 2], kernel_shape=[8, 8], strides=[8, 8])
+    hidden = net.relu(net.gemm(net.flatten(pooled), 96))
+    model = net.build(net.gemm(hidden, 5))
+    by_macs, by_weights = attempt(model, macs=0.4, align=1)[1], attempt(model, target=0.4, structural=1, align=1)[1]
+    of_macs, of_weights = ({g.size: len(g.removed) for g in ledger.groups}[16] for ledger in (by_macs, by_weights))
+    assert of_macs >= 6
+    assert of_weights == 0
+
+
+def test_units_are_aligned_and_zeros_come_on_top_where_macs_are_asked_for() -> None:
+    _, ledger = attempt(convolutional(), macs=0.5, target=0.9, align=8)
+    assert ledger.macs.after <= 0.5 * ledger.macs.before
+    assert ledger.weights.sparsity >= 0.9
+    assert ledger.zeroed
+    assert {(group.size - len(group.removed)) % 8 for group in ledger.groups if group.size == 32} == {0}
+
+
+@pytest.mark.parametrize(("align", "words"), [(1, "the most that can be reached is --macs 0.9"), (8, "--align off")])
+def test_macs_that_cannot_be_saved_are_an_error_that_names_what_can(align: int, words: str) -> None:
+    with pytest.raises(TargetError, match=words) as caught:
+        attempt(convolutional(), macs=0.9999, align=align)
+    reachable = caught.value.reachable
+    _, ledger = attempt(convolutional(), macs=np.floor(reachable * 1e4) / 1e4, align=align)
+    assert ledger.macs.after == round((1 - reachable) * ledger.macs.before)
 
 
 def test_auto_leaves_convolutions_whole_blocks() -> None:

@@ -78,6 +78,12 @@ def test_without_it_every_shape_stays() -> None:
     assert shapes(pruned) == shapes(MODEL)
 
 
+def test_macs_are_counted_with_the_inputs_that_are_left() -> None:
+    _, ledger = attempt(TIED, "x", channels=None, macs=0.5)
+    assert ledger.resized
+    assert 0.3 * ledger.macs.before < ledger.macs.after <= 0.5 * ledger.macs.before
+
+
 def test_what_may_be_resized_and_loses_nothing_is_not_listed() -> None:
     pruned, ledger = attempt("x", OUTPUT, TIED, channels=0.0)
     assert ledger.resized == {}

@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch")
 from graphprune import EquivalenceError, ModelError, Recipe, RecipeError, prune  # noqa: E402
 from graphprune.building import Draft  # noqa: E402
 from graphprune.errors import UnsupportedOperatorError  # noqa: E402
-from graphprune.finetune import GraphModule  # noqa: E402
+from graphprune.finetune import GraphModule, to_proto  # noqa: E402
+from graphprune.ir.cost import count_macs  # noqa: E402
 from graphprune.rounds import composed, demand_same, parts  # noqa: E402
 from tests import small  # noqa: E402
 from tests.architectures.networks import NETWORKS, exported  # noqa: E402
@@ -89,6 +90,35 @@ def test_the_target_is_reached_in_equal_shares(structural: float | str, recover:
     assert all(np.count_nonzero(after[name] == 0) >= count for name, count in ledger.zeroed.items())
     drops = [(found.before, found.after) for found in ledger.rounds]
     assert all(None not in pair for pair in drops) if recover else drops == [(None, None)] * 3
+
+
+def test_a_fraction_of_the_macs_is_saved_in_equal_shares() -> None:
+    seen: list[int] = []
+
+    def count(module: GraphModule) -> None:
+        seen.append(count_macs(to_proto(module), {"image": CALIB["image"][:1].shape}))
+
+    _, ledger = prune(MODEL, recipe(macs=0.7, rounds=2), CALIB, finetune=count)
+    first, second = (found / ledger.macs.before for found in seen)
+    assert 0.3**0.5 - 0.15 < first <= 0.3**0.5
+    assert 0.3 - 0.15 < second <= 0.3
+    assert [gate.name for gate in ledger.gates if gate.ok] == ["macs", "max-latency-ratio"]
+    assert ledger.zeroed == {}
+
+
+@pytest.mark.parametrize("amount", [{"macs": 0.3}, {"speedup": 1.01}], ids=str)
+def test_what_training_kills_goes_whatever_asked_for_units(amount: dict[str, float]) -> None:
+    def kill(module: GraphModule) -> None:
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if parameter.dim() == 1:
+                    parameter[0] = -1e3
+                    killed.append(name)
+
+    killed: list[str] = []
+    _, ledger = prune(MODEL, recipe(target=0.5, **amount), CALIB, finetune=kill)
+    assert killed
+    assert ledger.weights.after < ledger.rounds[-1].weights
 
 
 def test_a_training_is_given_the_pruned_model_and_changes_what_comes_out() -> None:

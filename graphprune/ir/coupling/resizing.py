@@ -49,6 +49,11 @@ class Resized:
         """Return inputs for the model after, given those for the model before."""
         return {name: _cut(value, self.inputs.get(name)) for name, value in feeds.items()}
 
+    def cut_shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of inputs for the model after, given those for the model before."""
+        feeds = {name: np.broadcast_to(np.False_, shape) for name, shape in shapes.items()}
+        return {name: value.shape for name, value in self.cut_feeds(feeds).items()}
+
     def cut_outputs(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
         """Return what stays of the outputs of the model before, to compare with those of the model after."""
         return [_cut(value, self.outputs.get(name)) for name, value in zip(names, values, strict=True)]
