@@ -116,6 +116,7 @@ class Bench:
         self.models = (serialised(before), serialised(after))
         self.inputs = inputs
         self.setting = setting
+        self.asked = math.ceil(runs / 2)
         self.pairs = 0  # timed so far
         self.calls: tuple[_Call, ...] = ()
         self.deadline = time.perf_counter() + budget_seconds
@@ -129,13 +130,18 @@ class Bench:
         Parameters
         ----------
         shares : sequence of int
-            How much each is of the first.
+            How much each is of the first. All together make no more timings than that many times what was asked for,
+            also where the first had to make more.
         """
+        blocks = self.asked * sum(shares)
         for stage, share in enumerate(shares):
-            left = (self.deadline - time.perf_counter()) / (share * self.plan.seconds)
+            in_time = (self.deadline - time.perf_counter()) / (share * self.plan.seconds)
+            left = min(in_time, blocks / (share * self.plan.blocks))
             if stage and left < _WORTH_IT:
                 return
-            yield self.time(share if not stage else share * min(1.0, left))
+            timings = self.time(share if not stage else share * min(1.0, left))
+            blocks -= len(timings.milliseconds)
+            yield timings
 
     def time(self, share: float = 1.0) -> Timings:
         """Make the timings of one stage, or of a share of it."""

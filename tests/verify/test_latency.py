@@ -49,6 +49,7 @@ def test_a_model_given_as_file_bytes_or_message_is_timed(tmp_path: Path) -> None
 
 def test_runs_are_what_was_made() -> None:
     assert measure(matmul(4), matmul(4), FEEDS, runs=25).runs == 26
+    assert 10 <= compare_latency(matmul(4), matmul(4), FEEDS, runs=2).runs <= 16
     spent = measure(matmul(4), matmul(4), FEEDS, runs=1000, budget_seconds=0.0)
     assert spent.runs == 2 * MIN_BLOCKS
     assert len(set(spent.pair)) == 1
