@@ -55,11 +55,14 @@ class Bench:
         A few steps of everything: to see that it runs, not for the numbers.
     folder : Path or None
         Where dense models are kept from one command to the next, and the figures of every run.
+    sparsities : tuple of float
+        Of Zhu & Gupta's tables the rows that are made; all where empty.
     """
 
     seeds: int
     quick: bool
     folder: Path | None
+    sparsities: tuple[float, ...] = ()
 
     def titled(self, title: str) -> str:
         """A title that says at which size."""

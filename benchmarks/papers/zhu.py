@@ -76,7 +76,7 @@ class Table:
 # -- the four tables ------------------------------------------------------------------------------------------------
 
 
-def _images(kind: str, quick: bool, sparsities: tuple[float, ...], paper: dict[str | float, str]) -> Table:
+def _images(kind: str, quick: bool, paper: dict[str | float, str]) -> Table:
     size = convolutional.QUICK[kind] if quick else convolutional.FULL
     images = cifar10(size.images).to(DEVICE)
     narrower = {"width 0.75": 0.75, "width 0.5": 0.5, "width 0.25": 0.25}
@@ -86,7 +86,7 @@ def _images(kind: str, quick: bool, sparsities: tuple[float, ...], paper: dict[s
         higher=True,
         efficiency="points above chance",
         gain=lambda value: value - 100 / CLASSES,
-        sparsities=sparsities,
+        sparsities=SPARSITIES,
         sizes={name: share * size.width for name, share in names.items()},
         widths=tuple(size.width * share / 128 for share in range(4, 129)),
         build=lambda width: SCALED[kind](width, 0, quick=size.quick),
@@ -107,13 +107,13 @@ def mobilenet(quick: bool) -> Table:
         0.9: "61.8",
         0.95: "53.6",
     }
-    return _images("mobilenet", quick, (0.5, 0.75, 0.9, 0.95) if quick else SPARSITIES, paper)
+    return _images("mobilenet", quick, paper)
 
 
 def inception(quick: bool) -> Table:
     """An Inception network on CIFAR-10; the paper's is Inception V3 on ImageNet."""
     paper: dict[str | float, str] = {"large": "78.1", 0.5: "78.0", 0.75: "76.1", 0.875: "74.6"}
-    return _images("inception", quick, (0.5, 0.75, 0.875) if quick else SPARSITIES, paper)
+    return _images("inception", quick, paper)
 
 
 def lstm(quick: bool) -> Table:
@@ -204,16 +204,17 @@ def line(table: Table, name: str, sparsity: float, width: float, result: Result,
 
 
 def compare(bench: Bench, make: Callable[[bool], Table], name: str) -> None:
-    """Train all networks of a table, and print each row when it is known."""
+    """Train all networks of a table, or those that stand for some sparsities, and print each row when it is known."""
     table, seeds = make(bench.quick), range(bench.seeds)
+    asked = bench.sparsities or table.sparsities
     heads = ["network", "width", "sparsity", "nonzeros", f"{table.metric}, validation", f"{table.metric}, test"]
     heads += [f"{table.efficiency}, a million nonzeros", "paper", "large-sparse against it", "seconds a run"]
     tables.heading(f"{bench.titled(name)}: large-sparse against small-dense at equal nonzeros", heads)
-    for size_name, width in table.sizes.items():
+    for size_name, width in () if bench.sparsities else table.sizes.items():
         result = measure(table, width, 0.0, seeds)
         line(table, f"{size_name}, dense", 0.0, width, result, table.paper.get(size_name, "-"), "")
     large, known, lost = table.sizes["large"], dict[float, Result](), []
-    for sparsity in table.sparsities:
+    for sparsity in asked:
         sparse = measure(table, large, sparsity, seeds)
         line(table, "large, sparse", sparsity, large, sparse, table.paper.get(sparsity, "-"), "")
         width = equal_width(table.build, sparse.nonzeros, table.widths)
@@ -224,7 +225,7 @@ def compare(bench: Bench, make: Callable[[bool], Table], name: str) -> None:
         verdict = f"{'better' if beaten else 'worse'} by {abs(better):.2f}"
         lost += [] if beaten else [f"{sparsity:.1%}"]
         line(table, "small, dense", 0.0, width, known[width], "-", verdict)
-    print(f"\nLarge-sparse is better in {len(table.sparsities) - len(lost)} of {len(table.sparsities)} rows", end="")
+    print(f"\nLarge-sparse is better in {len(asked) - len(lost)} of {len(asked)} rows", end="")
     print(f"; not at {', '.join(lost)}." if lost else ".", flush=True)
 
 
