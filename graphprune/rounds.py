@@ -20,13 +20,12 @@ from graphprune.building import LOWERING, PRUNING, Draft, Job, run
 from graphprune.calib.pairs import Batch
 from graphprune.calib.stream import Source
 from graphprune.entries import RoundRecord
-from graphprune.errors import EquivalenceError
 from graphprune.ir.cost import count_nonzero, count_weights, nonzero_entries
-from graphprune.ir.coupling.atoms import IdArray, support
-from graphprune.ir.coupling.units import FROZEN, BoolArray, Coupling
+from graphprune.ir.coupling.units import FROZEN, BoolArray
 from graphprune.ir.kernels import widths
 from graphprune.ir.model import Model, from_proto
 from graphprune.ir.surgery import Kept, remove
+from graphprune.kept import composed, defect, demand_same, origins
 from graphprune.ledger import Ledger
 from graphprune.passes import trim
 from graphprune.passes.choice import take
@@ -34,6 +33,7 @@ from graphprune.pipeline import Decision, Trials, decide
 from graphprune.planning import Plan
 from graphprune.ranks import Channel, ToTrain
 from graphprune.recipe import Recipe
+from graphprune.recovery.repair import solved_layers
 from graphprune.training import Task, Training, demand_trainable, train
 from graphprune.watch import Stopwatch
 
@@ -116,7 +116,7 @@ class Rounds:
         """
         state = State(self.original, np.zeros(self.analysis.coupling.units, dtype=np.bool_))
         decision = None
-        for part in parts(self.recipe):
+        for part in parts(with_room(self.recipe, self.analysis)):
             current = self._analysed(state, part)
             with self.watch.time("decide"):
                 decision = decide(state.model, current, part, self.source)
@@ -159,12 +159,14 @@ class Rounds:
         draft = run(PRUNING, Draft(current.coupling.graph.proto), job, self.watch)
         going = origins(self.analysis.coupling, state.kept, current.coupling)[plan.removed]
         if (going == FROZEN).any():
-            raise _defect("a unit of no initializer")
+            raise defect("a unit of no initializer")
         removed = state.removed.copy()
         removed[going] = True
         kept = remove(self.analysis.coupling, removed)[1]
         demand_same(kept, composed(state.kept, draft.kept), draft)
         zeroed = state.zeroed | {name for name, count in draft.zeroed.items() if count}
+        if part.target is not None:  # zeros that were there before count for it
+            zeroed |= {tensor.name for tensor in draft.model.graph.initializer if len(tensor.dims) > 1}
         return replace(state, removed=removed, kept=kept, draft=draft, zeroed=zeroed)
 
     def _trained(self, state: State, decision: Decision) -> State:
@@ -203,7 +205,8 @@ class Rounds:
         assert state.draft is not None
         trimmed, kept = remove(self.analysis.coupling, state.removed)
         before, after = nonzero_entries(trimmed), nonzero_entries(state.model.proto)
-        zeroed = {name: before[name] - after[name] for name in sorted(state.zeroed & before.keys() & after.keys())}
+        changed = {name: before[name] - after[name] for name in sorted(state.zeroed & before.keys() & after.keys())}
+        zeroed = {name: count for name, count in changed.items() if count > 0}
         plan = replace(decision.plan, removed=state.removed)
         if plan.branches:  # what only they held is no longer kept either
             kept = {name: axes for name, axes in kept.items() if name in state.draft.kept}
@@ -229,6 +232,24 @@ def follow(training: Training, channel: Channel) -> tuple[onnx.ModelProto, Ledge
     return message.result()
 
 
+def with_room(recipe: Recipe, analysis: Analysis) -> Recipe:
+    """Return a recipe whose target has room for the zeros that training fills: those of biases and norm parameters.
+
+    The biases of layers that are solved anew count as filled already.
+    """
+    if recipe.target is None:
+        return recipe
+    graph, before = analysis.coupling.graph, analysis.weights_before
+    solved = set() if analysis.curves is None else {b.bias for _, b in solved_layers(analysis.coupling, graph.proto)}
+    vectors = {name: tensor.dims[0] for name, tensor in graph.initializers.items() if len(tensor.dims) == 1}
+    entries = nonzero_entries(graph.proto)
+    filled = sum(size - entries[name] for name, size in vectors.items() if name in entries.keys() - solved)
+    # Where there is no room to give, the target is as it was.
+    return replace(
+        recipe, target=min(recipe.target + filled / max(before, 1), max(recipe.target, 1 - 1 / max(before, 1)))
+    )
+
+
 def parts(recipe: Recipe) -> Iterator[Recipe]:
     """Return a recipe for every round; each leaves the same share of what the one before left.
 
@@ -238,66 +259,3 @@ def parts(recipe: Recipe) -> Iterator[Recipe]:
         shares = {name: getattr(recipe, name) for name in ("target", "channels", "macs")}
         given = {name: share for name, share in shares.items() if share is not None}
         yield replace(recipe, **{name: 1 - (1 - share) ** (number / recipe.rounds) for name, share in given.items()})
-
-
-def origins(original: Coupling, kept: Kept, current: Coupling) -> IdArray:
-    """Return which units of the original those of a model are that lost some of them.
-
-    Parameters
-    ----------
-    original : Coupling
-    kept : dict
-        What is left of the original's initializers.
-    current : Coupling
-        Of the model that is left.
-
-    Returns
-    -------
-    ndarray of int, shape (units of the model,)
-        FROZEN where no initializer tells.
-    """
-    found = np.full(current.units, FROZEN)
-    for name in current.graph.initializers.keys() & original.graph.initializers.keys():
-        places = kept.get(name, {})
-        if any(isinstance(indices[0], list) for indices in places.values()):
-            continue  # other initializers carry the same units
-        for units, ids in zip(current.ids.get(name, ()), original.ids.get(name, ()), strict=False):
-            before = ids
-            for axis in support(ids):
-                before = before.take(places.get(axis, range(ids.shape[axis])), axis)
-            if before.shape == units.shape:
-                free = (units != FROZEN) & (before != FROZEN)
-                found[units[free]] = before[free]
-    return found
-
-
-def composed(first: Kept, then: Kept) -> Kept:
-    """Return what is kept of the original by two removals, the second of what the first left."""
-    result: Kept = {name: dict(axes) for name, axes in first.items()}
-    for name, axes in then.items():
-        for axis, kept in axes.items():
-            before = result.setdefault(name, {}).get(axis)
-            if before is None:
-                result[name][axis] = kept
-            elif not isinstance(kept[0], list) and not isinstance(before[0], list):
-                result[name][axis] = [before[place] for place in kept]
-    return result
-
-
-def demand_same(kept: Kept, other: Kept, draft: Draft) -> None:
-    """Demand that two accounts of what is kept agree for all that is still there; nested lists are passed over."""
-    there = {tensor.name for tensor in draft.model.graph.initializer}
-    for name in there & (kept.keys() | other.keys()):
-        for axis in kept.get(name, {}).keys() | other.get(name, {}).keys():
-            one, two = kept.get(name, {}).get(axis), other.get(name, {}).get(axis)
-            nested = any(found is not None and isinstance(found[0], list) for found in (one, two))
-            if one != two and not nested:
-                raise _defect(f"axis {axis} of {name!r}")
-
-
-def _defect(where: str) -> EquivalenceError:
-    return EquivalenceError(
-        "what went in two rounds does not add up",
-        where=where,
-        hint="this is a defect of graphprune: prune in one round (--rounds 1), and report it",
-    )

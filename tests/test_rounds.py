@@ -19,10 +19,12 @@ from graphprune.building import Draft  # noqa: E402
 from graphprune.errors import UnsupportedOperatorError  # noqa: E402
 from graphprune.finetune import GraphModule, to_proto  # noqa: E402
 from graphprune.ir.cost import count_macs  # noqa: E402
-from graphprune.rounds import composed, demand_same, parts  # noqa: E402
+from graphprune.kept import composed, demand_same  # noqa: E402
+from graphprune.rounds import parts  # noqa: E402
 from tests import small  # noqa: E402
 from tests.architectures.networks import NETWORKS, exported  # noqa: E402
 from tests.commands import BY_RULE, BY_RULE_OPTIONS, QUICK, command  # noqa: E402
+from tests.measure import editable, replaced  # noqa: E402
 from tests.nets import Net  # noqa: E402
 from tests.oracles import feeds, run, values  # noqa: E402
 
@@ -292,3 +294,18 @@ def test_the_command_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     untaught = command(capfd, path, "--target", "0.7", "--finetune", "distill")
     assert untaught.code == 2
     assert "give --calib" in untaught.err
+
+
+@pytest.mark.parametrize("recover", [True, False], ids=["recover", "plain"])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_zeros_that_were_there_before_count_and_training_does_not_undo_them(recover: bool, rounds: int) -> None:
+    arrays = editable(MODEL)
+    for name, array in arrays.items():
+        if array.ndim == 1:
+            array[:] = 0
+        elif name != max(arrays, key=lambda other: arrays[other].size):  # most zeros are made in the largest
+            array.ravel()[::3] = 0
+    asked = recipe(target=0.5, structural=0, recover=recover, rounds=rounds)
+    _, ledger = prune(replaced(MODEL, **arrays), asked, CALIB, finetune=shaken)
+    assert 0.5 <= ledger.weights.sparsity < 0.5 + 0.05
+    assert {gate.name: gate.ok for gate in ledger.gates}["target"]
