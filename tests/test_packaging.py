@@ -159,7 +159,7 @@ ORDER = [
     {"building"},
     {"search"},
     {"pipeline"},
-    {"attempts"},
+    {"attempts", "kept"},
     {"rounds"},
     {"notes"},
     {"record"},

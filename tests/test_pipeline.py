@@ -14,7 +14,7 @@ from graphprune.analysis import Analysis, analyse, source_for
 from graphprune.api import as_model
 from graphprune.building import PASSES, build
 from graphprune.calib.sources import input_specs, open_source
-from graphprune.entries import WeightRecord
+from graphprune.entries import Change, WeightRecord
 from graphprune.ir.cost import count_nonzero, count_weights
 from graphprune.ir.surgery import remove
 from graphprune.passes import trim
@@ -246,8 +246,10 @@ def test_a_result_that_is_not_finite_misses_a_gate() -> None:
         compare_latency(MODEL.proto, MODEL.proto, next(iter(SOURCE.batches(1))), runs=2),
     )
     weights = WeightRecord(before=10, after=10, removed=0, zeroed=5, nonzero=5, sparsity=0.5, nonzero_before=10)
-    gates = {gate.name: gate for gate in gates_of(Recipe(target=0.5), weights, verification, None)}
+    asked = Recipe(target=0.5, macs=0.2)
+    gates = {gate.name: gate for gate in gates_of(asked, weights, Change(100, 81), verification, None)}
     assert gates["target"].ok
+    assert (gates["macs"].value, gates["macs"].ok) == (pytest.approx(0.19), False)
     assert (gates["nonfinite-outputs"].value, gates["nonfinite-outputs"].ok) == (3, False)
 
 
