@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -43,3 +44,9 @@ def zoo() -> Path:
     if not (ZOO / "zoo.py").is_file():
         pytest.skip("needs the real models and data in ../shared/zoo, which are not part of the repository")
     return ZOO
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector pass over all that the tests are made of, which it would look through each time it runs."""
+    gc.collect()
+    gc.freeze()
