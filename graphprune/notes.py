@@ -10,7 +10,6 @@ import numpy as np
 from graphprune.analysis import Analysis
 from graphprune.attempts import Attempt
 from graphprune.calib.stream import Source
-from graphprune.entries import RecoveryRecord
 from graphprune.ir.coupling.resizing import Resized, freed, resized
 from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.passes import trim
@@ -36,7 +35,8 @@ UNPROVEN = (
 AGREEMENT, ERROR = 0.5, 0.7
 """Share of the original's answers below which, and where there are none relative error above which, a result is called
 likely useless."""
-USELESS = "warning: the result is likely useless without fine-tuning: {what}; lower --target, or fine-tune it"
+USELESS = "warning: the result is likely useless without fine-tuning: {what}; ask for less, or give --finetune"
+UNTAUGHT = "warning: the result is likely useless, fine-tuned as it is: {what}; ask for less, or train it longer"
 NO_UNITS = "no unit of this model can be removed: {reasons}; graphprune inspect names every axis"
 
 
@@ -49,7 +49,7 @@ def notes_of(recipe: Recipe, source: Source, analysis: Analysis, found: Attempt)
         *found.notes,
         *_no_units(analysis, recipe),
         *_held_back(analysis, removed, recipe),
-        *_useless(found.decision.recovery, found.verification),
+        *_useless(found),
         *_unproven(removed, found.verification),
         *_unlike(analysis.coupling, change, recipe),
     ]
@@ -92,17 +92,18 @@ def _held_back(analysis: Analysis, removed: BoolArray, recipe: Recipe) -> list[s
     return [HELD_BACK.format(named=named, removed=gone)] if gone < named else []
 
 
-def _useless(recovery: RecoveryRecord | None, verification: Verification) -> list[str]:
+def _useless(found: Attempt) -> list[str]:
     """Warn where too little is left of what the model said."""
-    agreement, error = verification.fidelity.top1_agreement, verification.fidelity.relative_l2
+    fidelity, recovery = found.verification.fidelity, found.decision.recovery
+    agreement, error = fidelity.top1_agreement, fidelity.relative_l2
     if recovery is not None:
         error = max(error, recovery.measured_l2)
         agreement = None if agreement is None else min(agreement, recovery.agreement or 0.0)
+    useless = error > ERROR if agreement is None else agreement < AGREEMENT
+    what = f"the outputs' relative error is {error:.2f}"
     if agreement is not None:
-        return (
-            [USELESS.format(what=f"{agreement:.0%} of the answers are the original's")] if agreement < AGREEMENT else []
-        )
-    return [USELESS.format(what=f"the outputs' relative error is {error:.2f}")] if error > ERROR else []
+        what = f"{agreement:.0%} of the answers are the original's"
+    return [(UNTAUGHT if found.rounds else USELESS).format(what=what)] if useless else []
 
 
 def _unproven(removed: BoolArray, verification: Verification) -> list[str]:

@@ -94,6 +94,20 @@ def test_the_target_is_reached_in_equal_shares(structural: float | str, recover:
     assert all(None not in pair for pair in drops) if recover else drops == [(None, None)] * 3
 
 
+def test_a_useless_result_says_so_and_what_may_help() -> None:
+    said = [
+        [
+            note
+            for note in prune(MODEL, recipe(target=0.97, recover=False), CALIB, finetune=train)[1].notes
+            if "useless" in note
+        ]
+        for train in (None, to_zero_outputs)
+    ]
+    assert ["without fine-tuning" in note and "--finetune" in note for note in said[0]] == [True]
+    assert ["without fine-tuning" not in note and "longer" in note for note in said[1]] == [True]
+    assert not any("useless" in note for note in prune(MODEL, recipe(target=0.1), CALIB)[1].notes)
+
+
 def test_a_fraction_of_the_macs_is_saved_in_equal_shares() -> None:
     seen: list[int] = []
 
