@@ -7,7 +7,7 @@ from typing import Any
 
 from graphprune.calib.chunks import Chunk, check_chunk
 from graphprune.calib.specs import InputSpec
-from graphprune.errors import CalibrationError
+from graphprune.errors import USER_FAILURES, CalibrationError
 from graphprune.imports import import_function
 
 
@@ -51,7 +51,7 @@ def _guarded(make: Callable[[], Iterable[Any]], where: str) -> Iterator[Any]:
         yield from items
     except CalibrationError:
         raise
-    except Exception as error:  # the user's code runs here, and may fail in any way
+    except USER_FAILURES as error:  # the user's code runs here, and may fail in any way
         raise CalibrationError(
             "the calibration function failed",
             where=where,

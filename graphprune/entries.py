@@ -101,6 +101,8 @@ class RoundRecord:
     before, after : float or None
         How much it lost of the original, before and after it was trained, as `RecoveryRecord.drop` counts; None where
         that was not measured.
+    changed : int
+        How many of the weights the training changed.
     seconds : float
         That the training took.
     distillation : dict or None
@@ -111,6 +113,7 @@ class RoundRecord:
     nonzero: int
     before: float | None
     after: float | None
+    changed: int
     seconds: float
     distillation: dict[str, Any] | None = None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+USER_FAILURES: tuple[type[BaseException], ...] = (Exception, SystemExit)
+"""What counts as a failure of the user's own code: all but Ctrl-C. Leaving counts, too: exit codes are graphprune's."""
+
 
 class GraphPruneError(Exception):
     """Base of all deliberate errors: says what is wrong, where, why, and what to do.

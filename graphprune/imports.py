@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from graphprune.errors import GraphPruneError
+from graphprune.errors import USER_FAILURES, GraphPruneError
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -48,7 +48,7 @@ def import_function(reference: str, what: str, error: type[GraphPruneError], use
         sys.path.insert(0, folder)
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except Exception as problem:  # the user's module runs here, and may fail in any way
+    except USER_FAILURES as problem:  # the user's module runs here, and may fail in any way
         raise error(
             f"the {what} cannot be imported",
             where=reference,

@@ -37,6 +37,9 @@ AGREEMENT, ERROR = 0.5, 0.7
 likely useless."""
 USELESS = "warning: the result is likely useless without fine-tuning: {what}; ask for less, or give --finetune"
 UNTAUGHT = "warning: the result is likely useless, fine-tuned as it is: {what}; ask for less, or train it longer"
+UNCHANGED = (
+    "warning: the training of round {number} changed no weight; train the very module that the function is given"
+)
 NO_UNITS = "no unit of this model can be removed: {reasons}; graphprune inspect names every axis"
 
 
@@ -49,6 +52,7 @@ def notes_of(recipe: Recipe, source: Source, analysis: Analysis, found: Attempt)
         *found.notes,
         *_no_units(analysis, recipe),
         *_held_back(analysis, removed, recipe),
+        *_unchanged(found),
         *_useless(found),
         *_unproven(removed, found.verification),
         *_unlike(analysis.coupling, change, recipe),
@@ -90,6 +94,13 @@ def _held_back(analysis: Analysis, removed: BoolArray, recipe: Recipe) -> list[s
     steps = trim.by_threshold(analysis.coupling, analysis.scores)
     named, gone = sum(len(step.units) for step in steps), int(removed.sum())
     return [HELD_BACK.format(named=named, removed=gone)] if gone < named else []
+
+
+def _unchanged(found: Attempt) -> Iterator[str]:
+    """Tell of trainings that did nothing; of the original's as teacher, its best epoch is told."""
+    for number, record in enumerate(found.rounds, 1):
+        if record.distillation is None and not record.changed:
+            yield UNCHANGED.format(number=number)
 
 
 def _useless(found: Attempt) -> list[str]:

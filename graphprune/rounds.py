@@ -20,7 +20,7 @@ from graphprune.building import LOWERING, PRUNING, Draft, Job, run
 from graphprune.calib.pairs import Batch
 from graphprune.calib.stream import Source
 from graphprune.entries import RoundRecord
-from graphprune.ir.cost import count_nonzero, count_weights, nonzero_entries
+from graphprune.ir.cost import count_changed, count_nonzero, count_weights, nonzero_entries
 from graphprune.ir.coupling.units import FROZEN, BoolArray
 from graphprune.ir.kernels import widths
 from graphprune.ir.model import Model, from_proto
@@ -182,6 +182,7 @@ class Rounds:
             nonzero=count_nonzero(proto),
             before=None if decision.recovery is None else decision.recovery.drop,
             after=None if self.trials is None else self.trials.judged(trained, state.removed).drop,
+            changed=count_changed(proto, trained),
             seconds=round(time.perf_counter() - start, 3),
             distillation=outcome,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,7 +12,7 @@ import onnx
 from graphprune.analysis import HELD_OUT, Analysis, Data, split
 from graphprune.calib.pairs import Batch
 from graphprune.calib.stream import Source
-from graphprune.errors import GraphPruneError, RecipeError
+from graphprune.errors import USER_FAILURES, GraphPruneError, RecipeError
 from graphprune.imports import import_function
 from graphprune.ir.coupling.resizing import resized
 from graphprune.ir.coupling.units import BoolArray
@@ -118,16 +118,20 @@ def by_function(function: Function, name: str) -> Training:
     def training(module: GraphModule, task: Task | None) -> None:
         module.train()
         try:
-            function(module)
+            result = function(module)
         except GraphPruneError:
             raise
-        except Exception as error:  # the user's code runs here, and may fail in any way
+        except USER_FAILURES as error:  # the user's code runs here, and may fail in any way
             raise RecipeError(
                 "the training function failed",
                 where=name,
                 why=f"{type(error).__name__}: {error}",
                 hint="call it alone, with graphprune.finetune.to_torch(MODEL), to see where it fails",
             ) from error
+        if isinstance(result, Generator | Coroutine):
+            result.close()
+            why = f"it returned a {type(result).__name__}, and nothing in it has run"
+            raise RecipeError("the training function does not train", where=name, why=why, hint=_USE)
 
     return training
 

@@ -188,6 +188,7 @@ def test_a_rule_that_there_is_already_is_refused(
         (None, "ModuleNotFoundError: No module named"),
         ("", "AttributeError"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
         ("RULE = {}", "it is {}"),
         ("from graphprune.rules import Rule\nRULE = Rule('Relu')", "it is Rule(couple='Relu'"),
         ("from graphprune.rules import Rule\nRULE = Rule(print, 1)", "it is Rule(couple=<built-in function print>"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def fails(module: GraphModule) -> None:
     raise ValueError("no such data")
 
 
+def leaves(module: GraphModule) -> None:
+    sys.exit(0)
+
+
+def yields(module: GraphModule) -> Iterator[int]:
+    diverges(module)
+    yield 1
+
+
+async def waits(module: GraphModule) -> None:
+    diverges(module)
+
+
 def diverges(module: GraphModule) -> None:
     with torch.no_grad():
         next(iter(module.parameters())).fill_(float("nan"))
@@ -92,6 +106,15 @@ def test_the_target_is_reached_in_equal_shares(structural: float | str, recover:
     assert all(np.count_nonzero(after[name] == 0) >= count for name, count in ledger.zeroed.items())
     drops = [(found.before, found.after) for found in ledger.rounds]
     assert all(None not in pair for pair in drops) if recover else drops == [(None, None)] * 3
+
+
+def test_a_training_that_changes_nothing_is_noted() -> None:
+    asked = recipe(target=0.5, rounds=2)
+    given = [prune(MODEL, asked, CALIB, finetune=training)[1] for training in (nothing, shaken)]
+    assert [["changed no weight" in note for note in ledger.notes].count(True) for ledger in given] == [2, 0]
+    assert [record.changed for record in given[0].rounds] == [0, 0]
+    # Zeros stay, whatever a training does.
+    assert all(0 < record.changed <= record.nonzero for record in given[1].rounds)
 
 
 def test_a_useless_result_says_so_and_what_may_help() -> None:
@@ -247,9 +270,12 @@ def test_rounds_need_a_training() -> None:
     [
         (fails, RecipeError, "ValueError: no such data"),
         (diverges, ModelError, "diverged"),
+        (leaves, RecipeError, "SystemExit: 0"),
+        (yields, RecipeError, "generator, and nothing in it has run"),
+        (waits, RecipeError, "coroutine, and nothing in it has run"),
         (3, RecipeError, "is a int"),
     ],
-    ids=["fails", "diverges", "no function"],
+    ids=["fails", "diverges", "leaves", "yields", "waits", "no function"],
 )
 def test_a_training_that_goes_wrong_is_named(
     training: Callable[[GraphModule], None], error: type[Exception], words: str

@@ -56,6 +56,12 @@ def count_nonzero(proto: onnx.ModelProto) -> int:
     return sum(nonzero_entries(proto).values())
 
 
+def count_changed(before: onnx.ModelProto, after: onnx.ModelProto) -> int:
+    """Return how many entries of the weights differ between two models of the same graph."""
+    pairs = zip(weight_tensors(before), weight_tensors(after), strict=True)
+    return sum(int(np.count_nonzero(array(one) != array(other))) for (one, _), (other, _) in pairs)
+
+
 def nonzero_entries(proto: onnx.ModelProto) -> dict[str, int]:
     """Return how many entries of every weight are not 0, by tensor name; a second of the same name gets a number."""
     found: dict[str, int] = {}

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import onnxruntime as ort
 
-from graphprune.errors import RecipeError
+from graphprune.errors import USER_FAILURES, RecipeError
 from graphprune.imports import import_function
 from graphprune.ir.session import CPU, ModelLike, open_session
 
@@ -106,7 +106,7 @@ def measure_metric(
         value = function(session)
         # NumPy and torch wrap their numbers in arrays without axes.
         value = value.item() if hasattr(value, "item") else value
-    except (Exception, SystemExit) as error:  # the user's code runs here, and may fail in any way
+    except USER_FAILURES as error:  # the user's code runs here, and may fail in any way
         raise RecipeError(
             "the metric failed",
             where=where,

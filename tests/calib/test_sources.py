@@ -500,11 +500,14 @@ def test_a_missing_path_is_a_recipe_error(path: str) -> None:
         ("sys:path", "list"),
         ("time:time", "float"),
         ("math:sqrt", "TypeError"),
+        ("sys:exit", "SystemExit"),
+        ("leaving_module:f", "SystemExit: 0"),
         ("broken_module:f", "SyntaxError"),
     ],
 )
 def test_bad_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, named: str) -> None:
     (tmp_path / "broken_module.py").write_text("def f(:\n")
+    (tmp_path / "leaving_module.py").write_text("raise SystemExit(0)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     refuse(reference, [X], reference, named)

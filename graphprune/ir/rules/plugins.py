@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
 
-from graphprune.errors import PluginError
+from graphprune.errors import USER_FAILURES, PluginError
 from graphprune.ir.rules.rule import Rule
 
 GROUP = "graphprune.rules"
@@ -59,7 +59,7 @@ def load_rule(point: EntryPoint) -> Rule:
     """
     try:
         rule = point.load()
-    except Exception as error:  # a plugin's module may raise anything
+    except USER_FAILURES as error:  # a plugin's module may raise anything
         raise PluginError(
             f"the rule for {point.name} cannot be imported",
             where=describe(point),
