@@ -175,7 +175,8 @@ def by_macs(analysis: Analysis, steps: Sequence[Step], fraction: float, align: i
             f"removing units saves {reachable:.4f} of {before:,} multiply-accumulates, and {fraction} is asked for",
             reachable=reachable,
             hint=f"the most that can be reached is --macs {np.floor(reachable * 1e4) / 1e4}"
-            + ("; give --align off for more" if align > 1 else ""),
+            + ("; give --align off for more" if align > 1 and steps else "")
+            + "; graphprune inspect tells why units stay",
         )
     return removed
 

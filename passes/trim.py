@@ -189,8 +189,8 @@ def by_weights(
             "left",
             reachable=reachable,
             hint=f"the most that removal alone reaches is --target {_floor(reachable)}; lower --target, "
-            + ("give --align off, " if align > 1 else "")
-            + "or let --structural leave a larger part of it to zeros",
+            + ("give --align off, " if align > 1 and steps else "")
+            + "or let --structural leave a larger part of it to zeros; graphprune inspect tells why units stay",
         )
     return removed
 

@@ -139,6 +139,15 @@ def test_macs_that_cannot_be_saved_are_an_error_that_names_what_can(align: int, 
     assert ledger.macs.after == round((1 - reachable) * ledger.macs.before)
 
 
+@pytest.mark.parametrize("asked", [{"macs": 0.5}, {"target": 0.5, "structural": 1.0}], ids=["macs", "weights"])
+def test_where_no_unit_may_go_only_inspect_is_advised(asked: dict[str, Any]) -> None:
+    net = Net()
+    with pytest.raises(TargetError, match="inspect") as caught:
+        attempt(net.build(net.relu(net.gemm(net.input(["N", 12]), 24))), align=8, **asked)
+    assert caught.value.reachable == 0
+    assert "--align" not in caught.value.hint
+
+
 def test_auto_leaves_convolutions_whole_blocks() -> None:
     removed = 0
     for target in (0.5, 0.8, 0.95):
