@@ -7,7 +7,7 @@ from typing import Any
 
 from graphprune.calib.chunks import Chunk, check_chunk
 from graphprune.calib.specs import InputSpec
-from graphprune.errors import USER_FAILURES, CalibrationError
+from graphprune.errors import CalibrationError, user_code
 from graphprune.imports import import_function
 
 
@@ -44,20 +44,12 @@ def mapping_chunks(
 
 
 def _guarded(make: Callable[[], Iterable[Any]], where: str) -> Iterator[Any]:
-    try:
+    hint = "call it alone to see where it fails"
+    with user_code(CalibrationError, "the calibration function failed", where=where, hint=hint):
         items = make()
         if isinstance(items, Mapping) or not isinstance(items, Iterable):
             raise _not_mappings(where, f"it returns a {type(items).__name__}")
         yield from items
-    except CalibrationError:
-        raise
-    except USER_FAILURES as error:  # the user's code runs here, and may fail in any way
-        raise CalibrationError(
-            "the calibration function failed",
-            where=where,
-            why=f"{type(error).__name__}: {error}",
-            hint="call it alone to see where it fails",
-        ) from error
 
 
 def _not_mappings(where: str, why: str) -> CalibrationError:

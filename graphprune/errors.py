@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-USER_FAILURES: tuple[type[BaseException], ...] = (Exception, SystemExit)
-"""What counts as a failure of the user's own code: all but Ctrl-C. Leaving counts, too: exit codes are graphprune's."""
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class GraphPruneError(Exception):
@@ -79,3 +79,29 @@ class EquivalenceError(GraphPruneError):
     """The pruned model does not equal the masked original: nothing is written."""
 
     exit_code = 1
+
+
+@contextmanager
+def user_code(error: type[GraphPruneError], what: str, *, where: str, hint: str) -> Iterator[None]:
+    """Make an error of ours of whatever the user's own code, called in the block, may fail with.
+
+    Leaving the process is a failure, too: exit codes are graphprune's to give. Ctrl-C is none.
+
+    Parameters
+    ----------
+    error : type
+        The error to raise; errors of ours stay as they are.
+    what, where, hint : str
+        As for `GraphPruneError`.
+
+    Raises
+    ------
+    GraphPruneError
+        Of the type given.
+    """
+    try:
+        yield
+    except GraphPruneError:
+        raise
+    except (Exception, SystemExit) as problem:
+        raise error(what, where=where, why=f"{type(problem).__name__}: {problem}", hint=hint) from problem

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from graphprune.errors import USER_FAILURES, GraphPruneError
+from graphprune.errors import GraphPruneError, user_code
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -46,15 +46,9 @@ def import_function(reference: str, what: str, error: type[GraphPruneError], use
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    try:
+    hint = "give module:function; the module must be installed or lie in the working folder"
+    with user_code(error, f"the {what} cannot be imported", where=reference, hint=hint):
         function = getattr(importlib.import_module(module_name), name)
-    except USER_FAILURES as problem:  # the user's module runs here, and may fail in any way
-        raise error(
-            f"the {what} cannot be imported",
-            where=reference,
-            why=f"{type(problem).__name__}: {problem}",
-            hint="give module:function; the module must be installed or lie in the working folder",
-        ) from problem
     if not callable(function):
         raise error(
             f"the {what} is not a function", where=reference, why=f"it is a {type(function).__name__}", hint=use

@@ -12,7 +12,7 @@ import onnx
 from graphprune.analysis import HELD_OUT, Analysis, Data, split
 from graphprune.calib.pairs import Batch
 from graphprune.calib.stream import Source
-from graphprune.errors import USER_FAILURES, GraphPruneError, RecipeError
+from graphprune.errors import RecipeError, user_code
 from graphprune.imports import import_function
 from graphprune.ir.coupling.resizing import resized
 from graphprune.ir.coupling.units import BoolArray
@@ -117,17 +117,9 @@ def by_function(function: Function, name: str) -> Training:
 
     def training(module: GraphModule, task: Task | None) -> None:
         module.train()
-        try:
+        hint = "call it alone, with graphprune.finetune.to_torch(MODEL), to see where it fails"
+        with user_code(RecipeError, "the training function failed", where=name, hint=hint):
             result = function(module)
-        except GraphPruneError:
-            raise
-        except USER_FAILURES as error:  # the user's code runs here, and may fail in any way
-            raise RecipeError(
-                "the training function failed",
-                where=name,
-                why=f"{type(error).__name__}: {error}",
-                hint="call it alone, with graphprune.finetune.to_torch(MODEL), to see where it fails",
-            ) from error
         if isinstance(result, Generator | Coroutine):
             result.close()
             why = f"it returned a {type(result).__name__}, and nothing in it has run"

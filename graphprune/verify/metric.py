@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import onnxruntime as ort
 
-from graphprune.errors import USER_FAILURES, RecipeError
+from graphprune.errors import RecipeError, user_code
 from graphprune.imports import import_function
 from graphprune.ir.session import CPU, ModelLike, open_session
 
@@ -102,17 +102,11 @@ def measure_metric(
     """
     function, where = load_metric(reference), f"{reference}, {which}"
     session = open_session(model, custom_ops=custom_ops, provider=provider)
-    try:
+    hint = "call it alone, with onnxruntime.InferenceSession(PATH), to see where it fails"
+    with user_code(RecipeError, "the metric failed", where=where, hint=hint):
         value = function(session)
         # NumPy and torch wrap their numbers in arrays without axes.
         value = value.item() if hasattr(value, "item") else value
-    except USER_FAILURES as error:  # the user's code runs here, and may fail in any way
-        raise RecipeError(
-            "the metric failed",
-            where=where,
-            why=f"{type(error).__name__}: {error}",
-            hint="call it alone, with onnxruntime.InferenceSession(PATH), to see where it fails",
-        ) from error
     if not isinstance(value, Real) or isinstance(value, bool):
         why = f"it is a {type(value).__name__}"
         raise RecipeError("the metric returned no number", where=where, why=why, hint=_USE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
 
-from graphprune.errors import USER_FAILURES, PluginError
+from graphprune.errors import PluginError, user_code
 from graphprune.ir.rules.rule import Rule
 
 GROUP = "graphprune.rules"
@@ -57,15 +57,9 @@ def load_rule(point: EntryPoint) -> Rule:
     PluginError
         When it cannot be imported, or is no `Rule`.
     """
-    try:
+    what, hint = f"the rule for {point.name} cannot be imported", "mend or uninstall the package"
+    with user_code(PluginError, what, where=describe(point), hint=hint):
         rule = point.load()
-    except USER_FAILURES as error:  # a plugin's module may raise anything
-        raise PluginError(
-            f"the rule for {point.name} cannot be imported",
-            where=describe(point),
-            why=f"{type(error).__name__}: {error}",
-            hint="mend or uninstall the package",
-        ) from error
     if not isinstance(rule, Rule) or not callable(rule.couple) or not (rule.patch is None or callable(rule.patch)):
         raise PluginError(
             f"what a plugin declares as the rule for {point.name} is none",
