@@ -163,7 +163,10 @@ class Rounds:
         removed = state.removed.copy()
         removed[going] = True
         kept = remove(self.analysis.coupling, removed)[1]
-        demand_same(kept, composed(state.kept, draft.kept), draft)
+        known = self.analysis.coupling.graph.initializers
+        # Repair gives biases to layers that had none, and those are no part of the original.
+        then = {name: axes for name, axes in draft.kept.items() if name in known}
+        demand_same(kept, composed(state.kept, then), draft)
         zeroed = state.zeroed | {name for name, count in draft.zeroed.items() if count}
         if part.target is not None:  # zeros that were there before count for it
             zeroed |= {tensor.name for tensor in draft.model.graph.initializer if len(tensor.dims) > 1}

@@ -108,6 +108,14 @@ def test_the_target_is_reached_in_equal_shares(structural: float | str, recover:
     assert all(None not in pair for pair in drops) if recover else drops == [(None, None)] * 3
 
 
+def test_layers_that_repair_gives_a_bias_go_through_rounds() -> None:
+    net = Net()
+    hidden = net.relu(net.matmul(net.relu(net.matmul(net.input(["N", 12]), 24)), 24))
+    model = net.build(net.matmul(hidden, 4))
+    _, ledger = prune(model, recipe(macs=0.5, rounds=2), feeds(model, 0, 64), finetune=shaken)
+    assert ledger.macs.after <= 0.5 * ledger.macs.before
+
+
 def test_a_training_that_changes_nothing_is_noted() -> None:
     asked = recipe(target=0.5, rounds=2)
     given = [prune(MODEL, asked, CALIB, finetune=training)[1] for training in (nothing, shaken)]
