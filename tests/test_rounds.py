@@ -109,9 +109,14 @@ def test_the_target_is_reached_in_equal_shares(structural: float | str, recover:
 
 
 def test_layers_that_repair_gives_a_bias_go_through_rounds() -> None:
-    net = Net()
-    hidden = net.relu(net.matmul(net.relu(net.matmul(net.input(["N", 12]), 24)), 24))
-    model = net.build(net.matmul(hidden, 4))
+    net, random = Net(), np.random.default_rng(0)
+    data = net.input(["N", 12])
+    for inputs, outputs in ((12, 24), (24, 24), (24, 4)):
+        weight = net.constant(
+            random.standard_normal((inputs, outputs)).astype(np.float32) / inputs**0.5, f"w{inputs}_{outputs}"
+        )
+        data = net.relu(net.node("MatMul", [data, weight], ["N", outputs]))
+    model = net.build(data)
     _, ledger = prune(model, recipe(macs=0.5, rounds=2), feeds(model, 0, 64), finetune=shaken)
     assert ledger.macs.after <= 0.5 * ledger.macs.before
 
