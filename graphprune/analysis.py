@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 
 from graphprune.calib.calls import one_call, one_sample_shapes
 from graphprune.calib.pairs import Batch
@@ -15,7 +17,7 @@ from graphprune.calib.stats import Key, Moments
 from graphprune.calib.stream import Source
 from graphprune.calib.synthetic import FREE_SIZES, free_sizes, random_source
 from graphprune.errors import ModelError
-from graphprune.ir.cost import count_macs, count_weights
+from graphprune.ir.cost import count_macs, count_weights, nonzero_entries
 from graphprune.ir.coupling.resizing import freed
 from graphprune.ir.coupling.units import Coupling
 from graphprune.ir.coupling.walk import couple
@@ -92,6 +94,8 @@ class Analysis:
         What zeroing weights is predicted to cost; None where kept weights may not change, or there is no real data.
     packing : PackingTimes or None
         How long products take, dense and packed; None where none are to be packed.
+    trained : bool
+        Whether what is made of the model is trained afterwards.
     """
 
     coupling: Coupling
@@ -104,6 +108,18 @@ class Analysis:
     data: Data
     curves: list[ZeroCurve] | None
     packing: PackingTimes | None = None
+    trained: bool = False
+
+    def entries(self, proto: onnx.ModelProto) -> dict[str, int]:
+        """Return how many entries of every weight will not be 0 in the end, by initializer.
+
+        Those that are not 0 now, and all biases and norm parameters where training fills them; other zeros it keeps.
+        """
+        entries = nonzero_entries(proto)
+        for tensor in proto.graph.initializer:
+            if self.trained and tensor.name in entries and len(tensor.dims) < 2:
+                entries[tensor.name] = math.prod(tensor.dims)
+        return entries
 
 
 def source_for(original: Model, recipe: Recipe, calibration: SourceLike) -> Source:

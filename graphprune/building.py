@@ -119,14 +119,15 @@ def _sparsify(draft: Draft, job: Job) -> Draft:
     else:
         coupling = job.analysis.coupling
         final = fold(draft.model) if job.recipe.recover else draft.model
+        entries = job.analysis.entries(final)
         zeros = sparsify.plan(
             draft.model,
             sparsify.zeroable(coupling.graph, coupling.contractions),
             weights_before=job.analysis.weights_before,
             target=job.recipe.target,
             final=final,
+            nonzero=sum(entries.values()),
         )
-        entries = nonzero_entries(final)
         packings = _packings(draft.model, {name: entries[name] - len(zeros[name]) for name in zeros}, job)
         shared = set(packings)
     zeros.update(_shared_zeros(draft.model, shared, packings))

@@ -12,7 +12,7 @@ import onnx
 from graphprune.analysis import Analysis
 from graphprune.entries import RecoveryRecord
 from graphprune.errors import TargetError
-from graphprune.ir.cost import count_macs, count_weights, macs_by_weight, nonzero_entries, weights_left
+from graphprune.ir.cost import count_macs, count_weights, macs_by_weight, weights_left
 from graphprune.ir.coupling.resizing import resized
 from graphprune.ir.coupling.units import BoolArray, Coupling
 from graphprune.ir.graph import Graph
@@ -201,7 +201,7 @@ def with_zeros(
     add_biases(trimmed, only_folded=not removed.any())
     graph, curves = Graph(trimmed), analysis.curves
     layers = [layer for _, layer in solved_layers(analysis.coupling, trimmed)]
-    entries = nonzero_entries(trimmed)
+    entries = analysis.entries(trimmed)
     sizes = {curve.weight: entries[curve.weight] for curve in curves if curve.weight in entries}
     filled = {layer.bias: int(np.prod(graph.initializers[layer.bias].dims)) for layer in layers if layer.bias}
     nonzero = sum({**entries, **filled}.values())

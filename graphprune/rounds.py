@@ -33,7 +33,6 @@ from graphprune.pipeline import Decision, Trials, decide
 from graphprune.planning import Plan
 from graphprune.ranks import Channel, ToTrain
 from graphprune.recipe import Recipe
-from graphprune.recovery.repair import solved_layers
 from graphprune.training import Task, Training, demand_trainable, train
 from graphprune.watch import Stopwatch
 
@@ -97,7 +96,7 @@ class Rounds:
         training: Training,
         channel: Channel | None = None,
     ) -> None:
-        self.original, self.analysis, self.recipe = original, analysis, recipe
+        self.original, self.analysis, self.recipe = original, replace(analysis, trained=True), recipe
         self.source, self.watch, self.training, self.channel = source, watch, training, channel
         demand_trainable(analysis.coupling.graph.proto)  # before any work is done
         self.trials = None if analysis.curves is None else Trials(analysis, recipe)
@@ -116,7 +115,7 @@ class Rounds:
         """
         state = State(self.original, np.zeros(self.analysis.coupling.units, dtype=np.bool_))
         decision = None
-        for part in parts(with_room(self.recipe, self.analysis)):
+        for part in parts(self.recipe):
             current = self._analysed(state, part)
             with self.watch.time("decide"):
                 decision = decide(state.model, current, part, self.source)
@@ -142,7 +141,8 @@ class Rounds:
             if queue.steps
         ]
         first = self.analysis
-        return replace(again, queues=left, weights_before=first.weights_before, macs_before=first.macs_before)
+        before = {name: getattr(first, name) for name in ("weights_before", "macs_before", "trained")}
+        return replace(again, queues=left, **before)
 
     def _turn(self, state: State, current: Analysis, decision: Decision, part: Recipe) -> State:
         """Prune and train once.
@@ -234,24 +234,6 @@ def follow(training: Training, channel: Channel) -> tuple[onnx.ModelProto, Ledge
     while isinstance(message := channel.hear(), ToTrain):
         train(onnx.load_model_from_string(message.model), message.zeroed, None, training)
     return message.result()
-
-
-def with_room(recipe: Recipe, analysis: Analysis) -> Recipe:
-    """Return a recipe whose target has room for the zeros that training fills: those of biases and norm parameters.
-
-    The biases of layers that are solved anew count as filled already.
-    """
-    if recipe.target is None:
-        return recipe
-    graph, before = analysis.coupling.graph, analysis.weights_before
-    solved = set() if analysis.curves is None else {b.bias for _, b in solved_layers(analysis.coupling, graph.proto)}
-    vectors = {name: tensor.dims[0] for name, tensor in graph.initializers.items() if len(tensor.dims) == 1}
-    entries = nonzero_entries(graph.proto)
-    filled = sum(size - entries[name] for name, size in vectors.items() if name in entries.keys() - solved)
-    # Where there is no room to give, the target is as it was.
-    return replace(
-        recipe, target=min(recipe.target + filled / max(before, 1), max(recipe.target, 1 - 1 / max(before, 1)))
-    )
 
 
 def parts(recipe: Recipe) -> Iterator[Recipe]:

@@ -85,6 +85,7 @@ def plan(
     weights_before: int,
     target: float,
     final: onnx.ModelProto | None = None,
+    nonzero: int | None = None,
 ) -> Zeros:
     """Choose the fewest weights to zero, smallest magnitudes of all first.
 
@@ -99,6 +100,8 @@ def plan(
         Fraction of them that must be gone, in [0, 1).
     final : onnx.ModelProto, optional
         What later passes will make of the model; what is 0 there counts as zero. The model itself by default.
+    nonzero : int, optional
+        How many of its weights are not 0, or will not be in the end. Those that are not 0 now by default.
 
     Returns
     -------
@@ -115,7 +118,7 @@ def plan(
     names = [name for name in names if name in now.initializers]
     magnitudes = [np.where(_magnitudes(later, name) == 0, 0, _magnitudes(now, name)) for name in names]
     flat = np.concatenate(magnitudes) if magnitudes else np.empty(0, np.float32)
-    nonzero = count_nonzero(final)
+    nonzero = count_nonzero(final) if nonzero is None else nonzero
     needed = nonzero - allowed_nonzero(weights_before, target)
     already = int((flat == 0).sum())
     if not weights_before and target > 0:
