@@ -18,6 +18,7 @@ from graphprune.ir.session import Feeds, ModelLike, open_session, run_session
 from graphprune.verify.fidelity import RelativeError, relative_error
 from graphprune.verify.masking import masked
 from graphprune.verify.picks import with_same_picks
+from graphprune.verify.saturation import unsaturated
 
 TOLERANCES: dict[int, float] = {
     onnx.TensorProto.FLOAT: 1e-4,
@@ -125,7 +126,7 @@ def check_equivalence(
     EquivalenceError
         When an output differs by more than `TOLERANCES` allow for the model's element type.
     """
-    original = masked(coupling, removed)
+    original, pruned = unsaturated(masked(coupling, removed)), unsaturated(pruned)
     pairs = [(original, pruned)]
     if _has(pruned, QUANTISERS):
         pairs.append((without_rounding(original), without_rounding(pruned)))
