@@ -1,76 +1,24 @@
-"""LSTM, GRU and RNN: torch's fused kernels where they compute the same, else a loop over the steps (`cells`).
+"""LSTM, GRU and RNN: torch's kernels where they compute the same (`recurrent_kernels`), else a loop over the steps.
 
 With G gates (4, 3, 1), H hidden units, D directions: W [D, G*H, I], R [D, G*H, H], B [D, 2*G*H], states [D, N, H],
 X [T, N, I], Y [T, D, N, H]; with layout 1, X [N, T, I], states [N, D, H] and Y [N, T, D, H].
-
-torch's kernels want the gates in another order: input, forget, cell, output for an LSTM, where ONNX has input, output,
-forget, cell; reset, update, new for a GRU, where ONNX has update, reset, hidden. They know neither clipping, peepholes,
-coupled gates and other activations, nor a GRU that resets in front of the product (``linear_before_reset=0``).
 
 References: https://onnx.ai/onnx/operators/onnx__LSTM.html, onnx__GRU.html, onnx__RNN.html
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from graphprune.finetune.operators.call import Call, Operator, Restriction
-from graphprune.finetune.operators.cells import ACTIVATIONS, CELLS, DEFAULTS, Cell, activation_names, parameters
+from graphprune.finetune.operators.cells import ACTIVATIONS, CELLS, Cell, activation_names, parameters
 from graphprune.finetune.operators.positions import reversed_by_length
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a recurrent operator reads, in layout 0.
-
-    Attributes
-    ----------
-    x : torch.Tensor
-        [T, N, I].
-    weight, recurrence : torch.Tensor
-        [D, G*H, I] and [D, G*H, H].
-    bias : torch.Tensor or None
-        [D, 2*G*H].
-    lengths : list of int or None
-        Of every sequence; None where all are of T steps.
-    states : tuple of torch.Tensor
-        Each [D, N, H].
-    peepholes : torch.Tensor or None
-        [D, 3*H].
-    """
-
-    x: Tensor
-    weight: Tensor
-    recurrence: Tensor
-    bias: Tensor | None
-    lengths: list[int] | None
-    states: tuple[Tensor, ...]
-    peepholes: Tensor | None = None
-
-    def direction(self, number: int) -> Inputs:
-        """Return what one direction reads."""
-        own = slice(number, number + 1)
-        return replace(
-            self,
-            weight=self.weight[own],
-            recurrence=self.recurrence[own],
-            bias=None if self.bias is None else self.bias[own],
-            states=tuple(state[own] for state in self.states),
-            peepholes=None if self.peepholes is None else self.peepholes[own],
-        )
-
-
-ORDERS = {"GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1), "RNN": (0,)}
-"""torch's gates by their numbers in ONNX."""
-
-Results = tuple[Tensor, tuple[Tensor, ...]]
-"""Y and the last states."""
+from graphprune.finetune.operators.recurrent_kernels import FUSED, Inputs, Results, fused
 
 
 def lstm(
@@ -161,12 +109,12 @@ def _run(call: Call, kind: str, inputs: Inputs) -> Results:
     backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[
         call.get("direction", "forward")
     ]
-    fused = FUSED[kind](call, len(backwards))
-    if fused is not None and inputs.peepholes is None and min(inputs.lengths or [1]) > 0:
+    kernel = FUSED[kind](call, len(backwards))
+    if kernel is not None and inputs.peepholes is None and min(inputs.lengths or [1]) > 0:
         if backwards != [True]:
-            return _fused(kind, fused, inputs)
+            return fused(kind, kernel, inputs)
         turned = replace(inputs, x=_turned(inputs.x, inputs.lengths))
-        y, states = _fused(kind, fused, turned)
+        y, states = fused(kind, kernel, turned)
         return _turned(y, inputs.lengths), states
     cells = [CELLS[kind](call, number) for number in range(len(backwards))]
     parts = [
@@ -181,84 +129,6 @@ def _turned(x: Tensor, lengths: list[int] | None) -> Tensor:
     if lengths is None:
         return x.flip(0)
     return reversed_by_length(x, lengths, 0, 1 if x.dim() == 3 else 2)
-
-
-# -- torch's kernels ------------------------------------------------------------------------------------------------
-
-Kernel = Callable[..., tuple[Tensor, ...]]
-
-
-def _parameters(kind: str, inputs: Inputs) -> list[Tensor]:
-    """Return the weights as torch's kernels want them.
-
-    They are parts of one tensor, in the order in which cuDNN wants them: it copies them together otherwise.
-    """
-    order = ORDERS[kind]
-
-    def gates(weight: Tensor) -> list[Tensor]:
-        parts = weight.chunk(len(order))
-        return [parts[gate].reshape(-1) for gate in order]
-
-    matrices = [weight for pair in zip(inputs.weight, inputs.recurrence, strict=True) for weight in pair]
-    vectors = [] if inputs.bias is None else [half for bias in inputs.bias for half in bias.chunk(2)]
-    every = [*matrices, *vectors]
-    flat = torch.cat([part for weight in every for part in gates(weight)])
-    laid_out = [
-        part.view(w.shape) for part, w in zip(torch.split(flat, [w.numel() for w in every]), every, strict=True)
-    ]
-    pairs = [laid_out[start : start + 2] for start in range(0, len(laid_out), 2)]
-    directions = len(inputs.weight)  # torch wants all of one direction first
-    return [weight for number in range(directions) for pair in pairs[number::directions] for weight in pair]
-
-
-def _fused(kind: str, kernel: Kernel, inputs: Inputs) -> Results:
-    """Run all directions in one kernel; sequences of different lengths are packed."""
-    parameters, biased = _parameters(kind, inputs), inputs.bias is not None
-    (directions, _, hidden), (steps, batch, _) = inputs.recurrence.shape, inputs.x.shape
-    # Without dropout the mode decides only whether cuDNN can go backwards.
-    settings = (parameters, biased, 1, 0.0, torch.is_grad_enabled(), directions == 2)
-    if inputs.lengths is None:
-        y, *states = kernel(inputs.x, _state(inputs.states), *settings, False)
-    else:
-        packed = pack_padded_sequence(inputs.x, torch.tensor(inputs.lengths), enforce_sorted=False)
-        data, sizes, order, back = packed
-        assert order is not None
-        assert back is not None
-        initial = tuple(state.index_select(1, order) for state in inputs.states)
-        made, *states = kernel(data, sizes, _state(initial), *settings)
-        y, _ = pad_packed_sequence(PackedSequence(made, sizes, order, back), total_length=steps)
-        states = [state.index_select(1, back) for state in states]
-    return y.view(steps, batch, directions, hidden).transpose(1, 2), tuple(states)
-
-
-def _state(states: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    return states if len(states) > 1 else states[0]
-
-
-def _plain(call: Call, kind: str, directions: int) -> bool:
-    """Whether nothing is clipped, and activations are those that torch's kernel has."""
-    usual = [name.lower() for name in DEFAULTS[kind] * directions]
-    return "clip" not in call.attributes and activation_names(call, kind, directions) == usual
-
-
-def _fused_lstm(call: Call, directions: int) -> Kernel | None:
-    return torch.lstm if _plain(call, "LSTM", directions) and not call.get("input_forget", 0) else None
-
-
-def _fused_gru(call: Call, directions: int) -> Kernel | None:
-    return torch.gru if _plain(call, "GRU", directions) and call.get("linear_before_reset", 0) else None
-
-
-def _fused_rnn(call: Call, directions: int) -> Kernel | None:
-    kernels: dict[str, Kernel] = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
-    names = set(activation_names(call, "RNN", directions))
-    return kernels.get(names.pop()) if "clip" not in call.attributes and len(names) == 1 else None
-
-
-FUSED: dict[str, Callable[[Call, int], Kernel | None]] = {"GRU": _fused_gru, "LSTM": _fused_lstm, "RNN": _fused_rnn}
-
-
-# -- step by step ---------------------------------------------------------------------------------------------------
 
 
 def _loop(cell: Cell, inputs: Inputs, backwards: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
