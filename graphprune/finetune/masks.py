@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from graphprune.errors import ModelError, RecipeError
 from graphprune.finetune.module import GraphModule
+from graphprune.ir.tensors import FLOAT_TYPES
 
 
 class Masks:
@@ -47,19 +50,10 @@ class Masks:
 
     def __init__(self, module: GraphModule, names: Iterable[str]) -> None:
         self.module = module
-        self.zeros: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
         self._hooks: dict[str, RemovableHandle] = {}
-        for name in names:
-            try:
-                parameter = module.parameter_of(name)
-            except KeyError:
-                raise ModelError(
-                    "the module has no weight of this name to mask",
-                    where=name,
-                    hint="load the pruned model that the ledger was written with",
-                ) from None
-            self.zeros[name] = parameter.detach() == 0
+        self.zeros = {name: _weight(module, name).detach() == 0 for name in names}
+        for name in self.zeros:
             self._hook(name)
         module.constraints.append(self.apply)
 
@@ -92,7 +86,10 @@ class Masks:
                 where='"zeroed"',
                 hint="give the report that graphprune wrote with the model (--report)",
             )
-        masks = cls(module, [name for name, count in zeroed.items() if count])
+        # Those of a quantised model are no parameters, and no training moves them.
+        stored = module.model.proto.graph.initializer
+        whole = {tensor.name for tensor in stored if tensor.data_type not in FLOAT_TYPES}
+        masks = cls(module, [name for name, count in zeroed.items() if count and name not in whole])
         for name, zeros in masks.zeros.items():
             if int(zeros.sum()) < zeroed[name]:
                 masks.remove()
@@ -111,7 +108,17 @@ class Masks:
         ----------
         zeros : mapping of str to torch.Tensor
             For names that are held already, a bool tensor of the weight's shape: True where the weight is to be 0.
+
+        Raises
+        ------
+        ModelError
+            When a name is not held, or a tensor is of another shape.
         """
+        for name, found in zeros.items():
+            shape = tuple(self.zeros[name].shape) if name in self.zeros else "not held"
+            if shape != tuple(found.shape):
+                why = f"they are {tuple(found.shape)}, and the weight is {shape}"
+                raise ModelError("these are no zeros of a weight that is held", where=name, why=why)
         self.zeros.update(zeros)
         self.apply()
 
@@ -134,8 +141,9 @@ class Masks:
         """Set the masked weights to zero now."""
         for name in self.zeros:
             # .data, since autograd need not know: the values are the same wherever the optimizer left them.
-            parameter = self.module.parameter_of(name)
-            parameter.data.masked_fill_(self._zeros_on(name, parameter), 0.0)
+            parameter = self._held(name)
+            if parameter is not None:
+                parameter.data.masked_fill_(self._zeros_on(name, parameter), 0.0)
 
     def clear(self, optimizer: Optimizer) -> None:
         """Set what an optimizer remembers of the masked weights, such as their momentum, to zero.
@@ -178,13 +186,29 @@ class Masks:
         return handle
 
     def remove(self) -> None:
-        """Let the weights go: undo every hook."""
+        """Let the weights go: undo every hook, and hold no zeros any more."""
         for handle in (*self._handles, *self._hooks.values()):
             handle.remove()
         self._handles.clear()
         self._hooks.clear()
+        self.zeros = {}
         if self.apply in self.module.constraints:
             self.module.constraints.remove(self.apply)
+
+    def _held(self, name: str) -> nn.Parameter | None:
+        """Return the parameter; None while ``torch.func.functional_call`` has put a tensor of its own there."""
+        try:
+            return self.module.parameter_of(name)
+        except KeyError:
+            torch_name = next(key for key, known in self.module.initializer_names.items() if known == name)
+            if not parametrize.is_parametrized(self.module, torch_name):
+                return None
+        raise ModelError(
+            "the zeros of a weight that is parametrized cannot be held",
+            where=name,
+            why="it is computed of other parameters, whatever the optimizer does to them",
+            hint="remove the parametrization, or make the masks of a module without it",
+        )
 
     def _zeros_on(self, name: str, parameter: Tensor) -> Tensor:
         """Return the mask on the parameter's device, where it then stays."""
@@ -202,12 +226,27 @@ class Masks:
         parameter.requires_grad_(trained)
 
     def _gradient_hook(self, name: str) -> Any:
+        # torch keeps the hook where no garbage collector looks, and would keep the masks, and with them the module.
+        masks = weakref.ref(self)
+
         def hook(parameter: Tensor) -> None:
-            if parameter.grad is not None:
+            owner = masks()
+            if owner is not None and parameter.grad is not None:
                 with torch.no_grad():
-                    parameter.grad.masked_fill_(self._zeros_on(name, parameter), 0.0)
+                    parameter.grad.masked_fill_(owner._zeros_on(name, parameter), 0.0)
 
         return hook
+
+
+def _weight(module: GraphModule, name: str) -> nn.Parameter:
+    try:
+        return module.parameter_of(name)
+    except KeyError:
+        raise ModelError(
+            "the module has no weight of this name to mask",
+            where=name,
+            hint="load the pruned model that the ledger was written with",
+        ) from None
 
 
 def masks_of(module: GraphModule) -> list[Masks]:

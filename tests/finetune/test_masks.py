@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import onnx
@@ -157,9 +159,10 @@ def test_removed_masks_let_go(pruned):
     masks = Masks.from_ledger(module, ledger)
     optimizer = OPTIMIZERS["sgd"](module.parameters())
     masks.attach(optimizer)
+    zeros = masks.zeros["w1"]
     masks.remove()
     assert module.constraints == []
-    zeros = masks.zeros["w1"]
+    assert masks.zeros == {}
     train(module, optimizer)
     assert (module.parameter_of("w1")[zeros] != 0).any()
 
@@ -175,3 +178,73 @@ def test_ledgers_that_do_not_fit(pruned):
         Masks.from_ledger(module, {"zeroed": {"w1": ledger["zeroed"]["w1"] + 1}})
     assert module.constraints == []
     assert Masks.from_ledger(module, {"zeroed": {"w2": 0}}).zeros == {}
+
+
+def test_masks_do_not_keep_a_module_alive(pruned):
+    """torch keeps hooks of gradients where Python's garbage collector does not look."""
+    model, ledger = pruned
+    module = to_torch(model)
+    Masks.from_ledger(module, ledger)
+    gone = weakref.ref(module)
+    module(torch.ones(2, 8)).sum().backward()
+    del module
+    gc.collect()
+    assert gone() is None
+
+
+def test_masks_that_nobody_keeps_hold_still(pruned):
+    model, ledger = pruned
+    module = to_torch(model)
+    zeros = Masks.from_ledger(module, ledger).zeros["w1"].clone()
+    gc.collect()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    assert (module.parameter_of("w1")[zeros] == 0).all()
+
+
+@pytest.mark.parametrize("names", [{"w1": 64, "w3": 1}, {"w1": 65}], ids=["unknown", "fewer"])
+def test_masks_that_cannot_be_made_leave_nothing_behind(pruned, names):
+    module = to_torch(pruned[0])
+    with pytest.raises(ModelError):
+        Masks.from_ledger(module, {"zeroed": names})
+    assert module.constraints == []
+    module(torch.ones(2, 8)).sum().backward()
+    zeros = module.parameter_of("w1") == 0
+    assert (module.parameter_of("w1").grad[zeros] != 0).any()
+
+
+def test_zeros_of_other_shapes_are_refused_and_the_old_ones_hold(pruned):
+    model, ledger = pruned
+    module = to_torch(model)
+    masks = Masks.from_ledger(module, ledger)
+    for given in ({"w1": torch.ones(3, 3, dtype=torch.bool)}, {"w2": torch.ones(16, 3, dtype=torch.bool)}):
+        with pytest.raises(ModelError, match="no zeros of a weight that is held"):
+            masks.hold(given)
+    module(torch.ones(2, 8))
+    assert list(masks.zeros) == ["w1"]
+
+
+def test_a_functional_call_brings_weights_of_its_own(pruned):
+    model, ledger = pruned
+    module = to_torch(model)
+    Masks.from_ledger(module, ledger)
+    given = {name: torch.ones_like(value) for name, value in module.named_parameters()}
+    assert (torch.func.functional_call(module, given, (torch.ones(2, 8),)) == 8 * 16).all()
+
+
+def test_a_weight_that_is_computed_of_others_is_said(pruned):
+    model, ledger = pruned
+    module = to_torch(model)
+    Masks.from_ledger(module, ledger)
+    torch.nn.utils.parametrizations.weight_norm(module, "w1")
+    with pytest.raises(ModelError, match=r"parametrized(.|\n)*w1"):
+        module(torch.ones(2, 8))
+
+
+def test_integers_of_a_quantised_model_need_no_mask(pruned):
+    model, ledger = pruned
+    stored = numpy_helper.from_array(np.zeros((2, 2), np.int8), "integers")
+    model.graph.initializer.append(stored)
+    masks = Masks.from_ledger(to_torch(model), {"zeroed": {**ledger["zeroed"], "integers": 4}})
+    assert list(masks.zeros) == ["w1"]
