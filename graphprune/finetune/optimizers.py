@@ -19,10 +19,24 @@ Cuts = Mapping[nn.Parameter, BoolArray]
 
 
 def as_list(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
-    """Return no, one or several optimizers as a list."""
+    """Return no, one or several optimizers as a list.
+
+    Raises
+    ------
+    RecipeError
+        When something else is among them.
+    """
     if optimizer is None:
         return []
-    return [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    found = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    for other in found:
+        if not isinstance(other, Optimizer):
+            raise RecipeError(
+                f"an optimizer is a {type(other).__name__}",
+                where="optimizer=...",
+                hint="give a torch.optim.Optimizer, or a list of those, that train the module",
+            )
+    return found
 
 
 def cut(tensor: Tensor, keep: BoolArray) -> Tensor:
@@ -124,6 +138,9 @@ def replace_parameters(
     for group in optimizer.param_groups:
         after = [now.get(parameter, parameter) for parameter in group["params"]]
         group["params"][:] = [parameter for parameter in after if parameter is not None]
+        if "param_names" in group:  # of optimizers made of named parameters
+            pairs = zip(group["param_names"], after, strict=True)
+            group["param_names"][:] = [name for name, parameter in pairs if parameter is not None]
     for before, parameter in now.items():
         optimizer.state.pop(before, None)
         if parameter is not None and before in states:
@@ -131,8 +148,10 @@ def replace_parameters(
     start_anew(optimizer)
 
 
-def join_group(optimizer: Optimizer, other: nn.Parameter, parameter: nn.Parameter) -> None:
-    """Let an optimizer train a new parameter with the settings that it trains another with, if it does."""
+def join_group(optimizer: Optimizer, other: nn.Parameter, parameter: nn.Parameter, name: str) -> None:
+    """Let an optimizer train a new parameter, of this name, as it trains another, if it does."""
     for group in optimizer.param_groups:
         if any(known is other for known in group["params"]):
             group["params"].append(parameter)
+            if "param_names" in group:
+                group["param_names"].append(name)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -89,6 +90,12 @@ class Pruner:
         targets: Mapping[str, float | Schedule] | None = None,
     ) -> None:
         self.module, self.graph, self.optimizers = module, find_graph(module), as_list(optimizer)
+        if not isinstance(schedule, Schedule):
+            raise RecipeError(
+                f"the schedule must be a Schedule, not {schedule!r}",
+                where="Pruner(schedule)",
+                hint="give Schedule(0.9, end=1000, frequency=100), or Schedule.one_shot(0.9)",
+            )
         if scope not in SCOPES:
             raise RecipeError(f"scope must be one of {', '.join(SCOPES)}, not {scope!r}", where="Pruner(scope=...)")
         names = structure(self.graph).prunable
@@ -103,8 +110,15 @@ class Pruner:
         self.targets = {name: _schedule_for(name, given, schedule, names) for name, given in (targets or {}).items()}
         self.steps = 0
         self.masks = Masks(self.graph, names)
-        agree(module, self.masks.zeros.values())
-        self._prune()
+        before = {name: self.graph.parameter_of(name).detach().clone() for name in names}
+        try:
+            agree(module, self.masks.zeros.values())
+            self._prune()
+        except BaseException:
+            self.masks.remove()
+            raise
+        # What step 0 takes is kept until the first step: a run that is resumed has not taken it.
+        self._taken = before if schedule.due(0) or self.targets else {}
 
     def step(self) -> None:
         """Count a step of the optimizer, set more weights to zero where the schedule says so, and all zeros again.
@@ -115,6 +129,7 @@ class Pruner:
             When a weight is not a number any more.
         """
         self.steps += 1
+        self._taken = {}
         self._prune()
 
     @property
@@ -126,7 +141,7 @@ class Pruner:
     @property
     def sparsity_by_layer(self) -> dict[str, float]:
         """The same for every weight, by ONNX name."""
-        return {name: int(zeros.sum()) / zeros.numel() for name, zeros in self.masks.zeros.items()}
+        return {name: int(zeros.sum()) / max(zeros.numel(), 1) for name, zeros in self.masks.zeros.items()}
 
     def trim(self, calibration: SourceLike, **options: Any) -> Trimmed:
         """Remove units on fresh statistics and go on with the smaller module: `graphprune.finetune.trim`.
@@ -147,6 +162,7 @@ class Pruner:
         """
         demand_unwrapped(self.module)
         trimmed = trim(self.graph, calibration, optimizer=self.optimizers, **options)
+        self._taken = {}
         self._set()
         return trimmed
 
@@ -196,6 +212,10 @@ class Pruner:
         self.masks.zeros.update(
             (name, found.to(self.masks.zeros[name].device).clone()) for name, found in zeros.items()
         )
+        for name, before in self._taken.items():  # where the state of the module has not put it back already
+            weight = self.graph.parameter_of(name)
+            weight.data.copy_(torch.where(weight.data == 0, before.to(weight.device), weight.data))
+        self._taken = {}
         self._set()
 
     def _prune(self) -> None:

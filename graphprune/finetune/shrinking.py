@@ -55,7 +55,7 @@ def shrink(
     for optimizer, known in zip(optimizers, states, strict=True):
         replace_parameters(optimizer, now, known)
         for name, other in biases.beside.items():
-            join_group(optimizer, left[other], left[name])
+            join_group(optimizer, left[other], left[name], name)
     for masks in masks_of(module):
         masks.follow(lambda name, zeros: zeros if name not in losing else cut(zeros, losing[name]))
 

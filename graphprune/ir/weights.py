@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -170,4 +172,4 @@ def _by_position(graph: Graph, contraction: Contraction) -> npt.NDArray[np.float
     scale = float(contraction.node.attributes.get("alpha", 1.0)) if contraction.node.op in SCALED else 1.0
     wide: npt.NDArray[np.floating] = np.asarray(value, np.float64 if value.dtype == np.float64 else np.float32)
     moved = np.moveaxis(wide if scale == 1.0 else wide * scale, axes, (0, 1))
-    return np.asarray(moved.reshape(*moved.shape[:2], -1))
+    return np.asarray(moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:])))

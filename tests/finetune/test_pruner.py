@@ -334,6 +334,13 @@ def test_what_it_cannot_prune_is_said():
     net = Net()
     with pytest.raises(RecipeError, match="no weight that may be zeroed"):
         Pruner(to_torch(net.build(net.relu(net.input(["N", 3])))), Schedule(0.5))
+    with pytest.raises(RecipeError, match=r"must be a Schedule, not 0\.9"):
+        Pruner(module, 0.9)
+    with pytest.raises(RecipeError, match="an optimizer is a Parameter"):
+        Pruner(module, Schedule(0.5), module.parameters())
+    module.parameter_of("w_0").data[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="diverged"):
+        Pruner(module, Schedule(0.5))
     assert module.constraints == []
 
 
@@ -362,4 +369,25 @@ def test_beside_masks_of_a_ledger():
     pruner = Pruner(module, Schedule(0.5, begin=2, end=2), optimizer)
     advance(module, optimizer, pruner, batches(4))
     assert (bits(module.parameter_of("w_0"))[masks.zeros["w_0"]] == 0).all()
+    assert pruner.sparsity == 0.5
+
+
+def test_after_it_has_let_go_nothing_is_pruned():
+    module = to_torch(perceptron())
+    pruner = Pruner(module, Schedule(0.5))
+    pruner.remove()
+    with torch.no_grad():
+        module.parameter_of("w_0").fill_(1.0)
+    pruner.step()
+    pruner.trim({"x": np.ones((8, 8), np.float32)}, channels=0.25)
+    module(torch.ones(1, 8))
+    assert (module.parameter_of("w_0") == 1).all()
+
+
+def test_a_weight_without_entries_is_not_sparse():
+    net = Net()
+    data = net.node("MatMul", [net.input(["N", 8], "x"), net.initializer(np.zeros((8, 0)), "none")], ["N", 0])
+    other = net.node("MatMul", [net.input(["N", 8], "z"), net.initializer(np.ones((8, 4)), "w")], ["N", 4])
+    pruner = Pruner(to_torch(net.build(data, other)), Schedule(0.5))
+    assert pruner.sparsity_by_layer.get("none", 0) == 0
     assert pruner.sparsity == 0.5

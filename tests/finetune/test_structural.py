@@ -366,6 +366,26 @@ def test_an_interrupted_run_with_a_trim_resumes_to_the_same_result(name, tmp_pat
     assert later.sparsity == pruner.sparsity > 0.59
 
 
+@pytest.mark.parametrize("module_first", [True, False])
+@pytest.mark.parametrize("schedule", [Schedule(0.5), Schedule.constant(0.5, end=9, frequency=9)], ids=["once", "again"])
+def test_what_step_0_would_zero_is_not_taken_from_a_run_that_is_resumed(schedule, module_first, tmp_path):
+    model = residual()
+    module = to_torch(model)
+    pruner = Pruner(module, schedule)
+    pruner.trim(samples(model), channels=0.5, align="off")
+    assert pruner.sparsity < 0.48
+    to_onnx(module, tmp_path / "checkpoint.onnx")
+    again = to_torch(tmp_path / "checkpoint.onnx")
+    later = Pruner(again, schedule)
+    assert later.sparsity == pytest.approx(0.5, abs=1e-3)
+    if module_first:
+        again.load_state_dict(module.state_dict())
+    later.load_state_dict(pruner.state_dict())
+    assert later.sparsity == pruner.sparsity
+    for key, value in module.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
 def test_several_rounds_and_optimizers_down_to_a_small_network():
     model = concatenated()
     module = to_torch(model)
@@ -460,7 +480,7 @@ def test_what_nothing_reads_goes_from_the_optimizer_too():
     module = to_torch(model)
     x, y = goal(model)
     idle = module.parameter_of("idle_0")
-    optimizer = OPTIMIZERS["adam"](module.parameters())
+    optimizer = OPTIMIZERS["adam"](module.named_parameters())
     masks = Masks(module, ["idle_0", "w_0"])
     advance(module, optimizer, x, y, 2)
     trim(module, samples(model), channels=0.25, optimizer=optimizer)
@@ -468,6 +488,7 @@ def test_what_nothing_reads_goes_from_the_optimizer_too():
     held = optimizer.param_groups[0]["params"]
     assert all(value is not idle for value in held)
     assert [id(value) for value in held] == [id(value) for value in module.parameters()]
+    assert optimizer.param_groups[0]["param_names"] == [name for name, _ in module.named_parameters()]
     assert idle not in optimizer.state
     advance(module, optimizer, x, y, 2)
 
