@@ -71,8 +71,8 @@ def normalised(module: nn.Module, calibration: SourceLike, *, custom_ops: Sequen
     Yields
     ------
     list of str
-        The outputs of convolutions that are normalised: those with a stored weight and bias that nothing else reads,
-        and no BatchNormalization behind them yet.
+        The outputs of convolutions that are normalised: those that are trained (see `frozen`), with a stored weight and
+        bias that nothing else reads, and no BatchNormalization behind them yet.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def normalised(module: nn.Module, calibration: SourceLike, *, custom_ops: Sequen
         raise RecipeError(
             "there is nothing to normalise",
             where="normalised",
-            why="no convolution has a stored weight and bias of its own, and no BatchNormalization behind it",
+            why="no convolution that is trained has a weight and bias of its own, and no BatchNormalization behind it",
             hint="train the module as it is",
         )
     norms = _insert(graph, before, _measured(before, outputs, calibration, custom_ops))
@@ -114,7 +114,8 @@ def normalised(module: nn.Module, calibration: SourceLike, *, custom_ops: Sequen
 
 def _bare(module: GraphModule, graph: Graph) -> list[str]:
     """Outputs of the convolutions that can be normalised, and are not."""
-    trained = {name for name, value in _stored(module).items() if isinstance(value, nn.Parameter)}
+    stored = _stored(module)
+    trained = {name for name, value in stored.items() if isinstance(value, nn.Parameter) and value.requires_grad}
     found = []
     for node in graph.proto.graph.node:
         own = set(node.input[1:3])
@@ -176,7 +177,9 @@ def _insert(
 @torch.no_grad()
 def _fold(module: GraphModule, norms: Mapping[str, Norm]) -> None:
     """Take the normalisation out again, into the weights and biases before it; some may have been pruned meanwhile."""
-    proto, values = to_proto(module), _stored(module)
+    # Whatever became of the weights: that they are not finite is for who writes them to say.
+    proto, values = onnx.ModelProto(), _stored(module)
+    proto.CopyFrom(module.model.proto)
     makers = {name: node for node in proto.graph.node for name in node.output}
     nodes = []
     for node in list(proto.graph.node):
@@ -197,3 +200,5 @@ def _fold(module: GraphModule, norms: Mapping[str, Norm]) -> None:
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     module.replace_graph(proto, values)
+    for constraint in module.constraints:  # a zero times a negative factor is -0.0
+        constraint()

@@ -147,3 +147,43 @@ def test_bad_input_is_named():
         pass
     with pytest.raises(CalibrationError), normalised(module, np.zeros((4, 2, 8, 8), np.float32)):
         pass
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
+def test_a_training_that_breaks_off_leaves_the_graph_and_its_own_exception(failure):
+    model = residual()
+    x, module = samples(model), to_torch(model)
+    saved = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def breaks_off():
+        with normalised(module, x):
+            module.parameter_of("w_0").data.fill_(float("nan"))
+            raise failure
+
+    with pytest.raises(failure):
+        breaks_off()
+    module.load_state_dict(saved)
+    assert_close(run(model, {"image": x})[model.graph.output[0].name], evaluated(module, x))
+
+
+def test_what_is_frozen_is_not_normalised():
+    model = residual()
+    x, module = samples(model), to_torch(model)
+    before = module.parameter_of("w_0").detach().clone()
+    module.parameter_of("w_0").requires_grad_(False)
+    with normalised(module, x) as outputs:
+        assert len(outputs) == 2
+        train(module, x)
+    assert torch.equal(module.parameter_of("w_0"), before)
+
+
+def test_zeros_are_positive_when_it_ends():
+    model = residual()
+    x, module = samples(model), to_torch(model)
+    module.parameter_of("w_0").data[:, 0] = 0
+    Masks(module, ["w_0"])
+    with normalised(module, x):
+        for name, value in module.named_parameters():
+            if name.endswith("_scale"):
+                value.data.neg_()
+    assert not torch.signbit(module.parameter_of("w_0")[:, 0]).any()
