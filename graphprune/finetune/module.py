@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from graphprune.errors import ModelError
 from graphprune.finetune import constants, graph
 from graphprune.finetune.tensors import store
 from graphprune.ir.model import Model, fingerprint, from_proto, load, save
-from graphprune.ir.tensors import FLOAT_TYPES
+from graphprune.ir.tensors import FLOAT_TYPES, array
 
 
 class GraphModule(nn.Module):
@@ -233,7 +235,7 @@ def to_onnx(module: nn.Module, path: str | os.PathLike[str]) -> int:
     TypeError
         When the module was not made by `to_torch`.
     ModelError
-        When a weight's shape has changed or it is not finite any more.
+        When a weight's shape has changed, or a weight or running statistic is not finite any more.
     RecipeError
         When the folder does not exist or cannot be written.
     """
@@ -256,7 +258,7 @@ def to_proto(module: GraphModule) -> onnx.ModelProto:
     Raises
     ------
     ModelError
-        When a weight's shape has changed or it is not finite any more.
+        When a weight's shape has changed, or a weight or running statistic is not finite any more.
     """
     for constraint in module.constraints:
         constraint()
@@ -266,7 +268,7 @@ def to_proto(module: GraphModule) -> onnx.ModelProto:
     by_name = dict(zip(module._stored_names, tensors, strict=True))
     for torch_name, name in module.initializer_names.items():
         value = getattr(module, torch_name)
-        if isinstance(value, nn.Parameter) and value.requires_grad and not value.isfinite().all():
+        if not value.isfinite().all() and (_is_trained(value) or np.isfinite(_floats(by_name[name])).all()):
             raise ModelError(
                 "a weight is infinite or not a number: the training diverged",
                 where=name,
@@ -274,3 +276,12 @@ def to_proto(module: GraphModule) -> onnx.ModelProto:
             )
         store(value, by_name[name])
     return proto
+
+
+def _is_trained(value: Tensor) -> bool:
+    return isinstance(value, nn.Parameter) and value.requires_grad
+
+
+def _floats(tensor: onnx.TensorProto) -> npt.NDArray[np.float64]:
+    """What a tensor was: one that is not trained may hold an infinity from the beginning, such as a mask."""
+    return array(tensor).astype(np.float64)

@@ -18,6 +18,8 @@ from graphprune.errors import GraphPruneError, ModelError, RecipeError, Unsuppor
 from graphprune.finetune import to_onnx, to_torch  # noqa: E402
 from graphprune.ir.model import from_proto, save  # noqa: E402
 from graphprune.ir.tensors import array, float_tensors  # noqa: E402
+from tests import small  # noqa: E402
+from tests.nets import Net  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -302,6 +304,9 @@ def test_modules_that_cannot_be_written(small_net, tmp_path):
     module.parameter_of("type").data[0, 0] = float("nan")
     with pytest.raises(ModelError, match="diverged"):
         to_onnx(module, tmp_path / "out.onnx")
+    module.parameter_of("type").requires_grad_(False)  # as `frozen` does
+    with pytest.raises(ModelError, match="diverged"):
+        to_onnx(module, tmp_path / "out.onnx")
     module.parameter_of("type").data = torch.zeros(2, 2)
     with pytest.raises(ModelError, match="shape"):
         to_onnx(module, tmp_path / "out.onnx")
@@ -315,3 +320,19 @@ def test_without_torch_the_error_says_what_to_install():
     assert "TorchMissingError" in done.stderr
     assert "pip install graphprune[torch]" in done.stderr
     assert issubclass(__import__("graphprune.finetune").finetune.TorchMissingError, GraphPruneError)
+
+
+def test_statistics_that_overflowed_are_not_written(tmp_path):
+    module = to_torch(small.network())
+    module.train()
+    module(torch.full((4, 2, 6, 6), torch.inf))
+    with pytest.raises(ModelError, match="infinite or not a number"):
+        to_onnx(module, tmp_path / "out.onnx")
+
+
+def test_infinities_that_were_there_are_written(tmp_path):
+    net = Net()
+    mask = net.initializer(np.array([[0, -np.inf, 0, 0]]), "mask")
+    model = net.build(net.node("Add", [net.gemm(net.input(["N", 3]), 4), mask], ["N", 4]))
+    to_onnx(to_torch(model), tmp_path / "out.onnx")
+    assert onnx.load(tmp_path / "out.onnx") == model
