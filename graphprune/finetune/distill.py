@@ -36,6 +36,8 @@ WARM_UP = 0.1
 """Part of the steps in which the learning rate rises."""
 FOUR = 4
 """Axes of a batch of images."""
+FULL = 4
+"""Bytes of a number in single precision."""
 PATIENCE = 0.25
 """Part of the epochs without a better loss after which the second half ends early."""
 
@@ -144,6 +146,7 @@ def distill(
         raise ModelError("there is nothing to learn: no output and no layer is in both models")
     module.eval()
     student = _Student(module, lesson, seed, progress)
+    student.demand_gradients()
     before = student.loss()
     if not math.isfinite(before):
         raise ModelError(
@@ -172,6 +175,15 @@ class _Student:
         self.device = self.weights[0].device if self.weights else torch.device("cpu")
         for model in (self.teacher, self.shown):
             model.to(self.device)
+
+    def demand_gradients(self) -> None:
+        """Demand that the loss tells how the weights should change."""
+        if not any(self._loss(batch).requires_grad for batch in self.lesson.batches[:1]):
+            raise ModelError(
+                "the model cannot be distilled",
+                why="nothing that its layers compute depends on its weights but through rounding (QuantizeLinear)",
+                hint="train the float model, and quantise it afterwards",
+            )
 
     def loss(self) -> float:
         """Return the loss on the samples held out."""
@@ -204,22 +216,33 @@ class _Student:
         """Train, and yield the number of every epoch that is over."""
         batches = self.lesson.batches
         groups = np.array_split(np.arange(len(batches)), min(len(batches), STEPS))
-        optimizer = torch.optim.Adam(self.weights, lr=rate)
+        # Adam divides by squares of gradients, which are zero in half precision.
+        masters = [weight if weight.dtype.itemsize >= FULL else weight.detach().float() for weight in self.weights]
+        optimizer = torch.optim.Adam(masters, lr=rate)
         steps = epochs * len(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps))
         for epoch in range(1, epochs + 1):
             order = self.random.permutation(len(batches))
             for group in groups:
-                optimizer.zero_grad()
                 for place in order[group]:
                     (self._loss(self._mixed(batches[place])) / len(group)).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                self._step(optimizer, masters)
                 schedule.step()
                 if self.progress is not None:
                     self.progress(len(group))
             for constraint in self.module.constraints:
                 constraint()
             yield epoch
+
+    def _step(self, optimizer: torch.optim.Optimizer, masters: Sequence[Tensor]) -> None:
+        """Update what stands for the weights, and the weights by it."""
+        for weight, master in zip(self.weights, masters, strict=True):
+            if master is not weight:
+                master.grad = None if weight.grad is None else weight.grad.float()
+        optimizer.step()
+        for weight, master in zip(self.weights, masters, strict=True):
+            weight.data.copy_(master.detach())
+            weight.grad = None
 
     def _mixed(self, batch: Batch) -> Batch:
         """Mix a batch with another of the same shapes; what is no float number is that of the first."""
@@ -240,7 +263,8 @@ class _Student:
         for hint, want, have in zip(self.lesson.hints, wanted, found, strict=True):
             places = None if hint.kept is None else torch.from_numpy(hint.kept).to(self.device)
             kept = want if places is None else want.index_select(hint.axis, places)
-            errors.append((have - kept).square().mean() / kept.var(correction=0).clamp_min(1e-12))
+            wide = kept.float() if kept.dtype.itemsize < FULL else kept
+            errors.append((have - wide).square().mean() / wide.var(correction=0).clamp_min(1e-12))
         return torch.stack(errors).mean()
 
     def _run(self, model: GraphModule, batch: Batch) -> Sequence[Tensor]:

@@ -14,6 +14,7 @@ from graphprune import ModelError, Recipe, prune  # noqa: E402
 from graphprune.finetune import Masks, to_proto, to_torch  # noqa: E402
 from graphprune.finetune.distill import Hint, Lesson, distill  # noqa: E402
 from tests import small  # noqa: E402
+from tests.nets import Net  # noqa: E402
 from tests.oracles import feeds, run, values  # noqa: E402
 
 TEACHER = small.network()
@@ -126,3 +127,29 @@ def test_what_cannot_be_taught() -> None:
     broken = {name: np.full_like(value, np.nan) for name, value in HELD_OUT[0].items()}
     with pytest.raises(ModelError, match="infinite or not numbers"):
         distill(to_torch(student()), lesson(held_out=[broken]))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_half_precision_learns_as_well(kind: Any) -> None:
+    net = Net(kind=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+    teacher = net.build(net.gemm(net.relu(net.gemm(net.input(["N", 8], "x"), 16)), 4))
+    module = to_torch(teacher)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(0.7)
+    random = np.random.default_rng(0)
+    batches = [{"x": random.standard_normal((8, 8)).astype(kind)} for _ in range(12)]
+    hints = [Hint(teacher.graph.output[0].name)]
+    found = distill(module, Lesson(teacher, hints, batches[:8], batches[8:], dict), epochs=10)
+    assert found.after < 0.3 * found.before
+
+
+def test_a_model_that_rounds_everything_is_said_to_be_none() -> None:
+    net = Net()
+    data = net.gemm(net.input(["N", 8], "x"), 4)
+    names = [net.initializer(np.array(0.1), "scale"), net.initializer(np.array(0), "zero", onnx.TensorProto.INT8)]
+    rounded = net.node("QuantizeLinear", [data, *names], ["N", 4], kind=onnx.TensorProto.INT8)
+    teacher = net.build(net.node("DequantizeLinear", [rounded, *names], ["N", 4], kind=onnx.TensorProto.FLOAT))
+    batches = [{"x": np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)}]
+    with pytest.raises(ModelError, match="quantise it afterwards"):
+        distill(to_torch(teacher), Lesson(teacher, [Hint(rounded)], batches, batches, dict), epochs=1)
