@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ torch = pytest.importorskip("torch")
 from graphprune import EquivalenceError, ModelError, Recipe, RecipeError, prune  # noqa: E402
 from graphprune.building import Draft  # noqa: E402
 from graphprune.errors import UnsupportedOperatorError  # noqa: E402
-from graphprune.finetune import GraphModule, to_proto  # noqa: E402
+from graphprune.finetune import GraphModule, to_proto, trim  # noqa: E402
 from graphprune.ir.cost import count_macs  # noqa: E402
 from graphprune.kept import composed, demand_same  # noqa: E402
 from graphprune.rounds import parts  # noqa: E402
@@ -370,3 +372,34 @@ def test_zeros_that_were_there_before_count_and_training_does_not_undo_them(reco
     _, ledger = prune(replaced(MODEL, **arrays), asked, CALIB, finetune=shaken)
     assert 0.5 <= ledger.weights.sparsity < 0.5 + 0.05
     assert {gate.name: gate.ok for gate in ledger.gates}["target"]
+
+
+def test_stored_numbers_that_are_not_trained_go_through_a_training() -> None:
+    net = Net()
+    hidden = net.gemm(net.input(["N", 6]), 16)
+    mask = net.initializer(np.array([[0.0] * 15 + [-1e9]]), "mask")
+    attended = net.node("Softmax", [net.node("Add", [hidden, mask], ["N", 16])], ["N", 16], axis=-1)
+    model = net.build(net.gemm(attended, 5))
+    asked = Recipe(target=0.4, runs=2, max_latency_ratio=1e3)
+    pruned, ledger = prune(model, asked, feeds(model, 0, 64), finetune=shaken)
+    assert ledger.weights.sparsity >= 0.4
+    np.testing.assert_array_equal(values(pruned)["mask"], values(model)["mask"])
+
+
+def test_a_training_that_changes_shapes_is_named() -> None:
+    def cuts(module: GraphModule) -> None:
+        trim(module, CALIB, channels=0.25, align="off")
+
+    def loses(module: GraphModule) -> None:
+        del module._parameters[next(name for name, _ in module.named_parameters())]
+
+    for training in (cuts, loses):
+        with pytest.raises(RecipeError, match=r"shape of a weight[\s\S]*between the trainings"):
+            prune(MODEL, recipe(target=0.5), CALIB, finetune=training)
+
+
+def test_no_module_is_left_behind() -> None:
+    seen: list[weakref.ref[GraphModule]] = []
+    prune(MODEL, recipe(target=0.5, rounds=2), CALIB, finetune=lambda module: seen.append(weakref.ref(module)))
+    gc.collect()
+    assert [reference() for reference in seen] == [None, None]

@@ -9,6 +9,7 @@ from typing import TypeVar
 import onnx
 import torch
 
+from graphprune.errors import RecipeError
 from graphprune.finetune.masks import Masks
 from graphprune.finetune.module import GraphModule, to_proto, to_torch
 
@@ -40,14 +41,41 @@ def trained(
     ------
     UnsupportedOperatorError
         When the torch interpreter does not know an operator.
+    RecipeError
+        When the training changed what the weights are: their names, or their shapes.
     ModelError
         When a weight is not finite any more.
     """
     module = to_torch(proto)
     if torch.cuda.is_available():  # torchrun numbers the processes of a machine
         module.to(f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}")
-    masks = Masks(module, sorted(set(zeroed).intersection(module.initializer_names.values())))
-    outcome = training(module)
-    module.eval()
-    masks.apply()
-    return to_proto(module.cpu()), outcome
+    before = _shapes(module)
+    # What is stored and is no parameter (a mask of attention) is not trained, and stays as it is.
+    parameters = {module.initializer_names[torch_name] for torch_name, _ in module.named_parameters()}
+    masks = Masks(module, sorted(parameters.intersection(zeroed)))
+    try:
+        outcome = training(module)
+        _demand_same(before, _shapes(module))
+        module.eval()
+        masks.apply()
+        return to_proto(module.cpu()), outcome
+    finally:
+        masks.remove()
+
+
+def _shapes(module: GraphModule) -> dict[str, tuple[int, ...]]:
+    values = {name: getattr(module, torch_name, None) for torch_name, name in module.initializer_names.items()}
+    return {name: tuple(value.shape) for name, value in values.items() if value is not None}
+
+
+def _demand_same(before: dict[str, tuple[int, ...]], after: dict[str, tuple[int, ...]]) -> None:
+    """Demand that a training left every weight its shape."""
+    for name in before | after:
+        was, now = (shapes.get(name, "absent") for shapes in (before, after))
+        if was != now:
+            raise RecipeError(
+                "the training changed the shape of a weight",
+                where=name,
+                why=f"it was {was}, and is {now}: what goes in the rounds is decided between the trainings",
+                hint="let the recipe say what is removed (--target, --channels, --macs), and train alone",
+            )
