@@ -25,6 +25,8 @@ LEVELS = (1e-3, 1e-2, 1e-1, 3e-1, 1.0, 3.0)
 """What may be added to the second moments, in parts of the mean of their diagonal."""
 ALONG = 0.8
 """Share of it that lies along the weights; the rest is the same in all directions."""
+STEPS = 20
+"""Steps of the solver at each of them: as many again take as long again, and another is hardly ever the best."""
 PLENTY = 16
 """Rows for every column of the matrix from which on the choice hardly matters."""
 LITTLE = 1e-2
@@ -51,7 +53,7 @@ def damping(parts: Sequence[SecondMoments], dense: FloatArray, choose: Choice, *
     errors = []
     for level in LEVELS:
         # Which entries stay matters less here than how they are solved for: the quickest method will do.
-        lost = sparse(damped(fitted, level, dense), dense, choose, "wanda") - dense
+        lost = sparse(damped(fitted, level, dense), dense, choose, "wanda", STEPS) - dense
         drift = (fitted.mean - judge.mean)[:, None] @ lost
         errors.append(float((lost * (judge.covariance @ lost)).sum() + (drift**2).sum()))
     return LEVELS[int(np.argmin(errors))]

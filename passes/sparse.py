@@ -42,7 +42,7 @@ TOLERANCE = 1e-9
 STEPS = 60
 
 
-def sparse(gram: FloatArray, dense: FloatArray, choose: Choice, method: str = "admm") -> FloatArray:
+def sparse(gram: FloatArray, dense: FloatArray, choose: Choice, method: str = "admm", steps: int = STEPS) -> FloatArray:
     """Return the sparse weight that is closest to a dense one in what it computes.
 
     Parameters
@@ -54,6 +54,8 @@ def sparse(gram: FloatArray, dense: FloatArray, choose: Choice, method: str = "a
         Which entries of an array of magnitudes of that shape may stay; see `graphprune.passes.patterns`.
     method : str, default "admm"
         A key of `METHODS`.
+    steps : int, default 60
+        The most steps of `refit`.
 
     Returns
     -------
@@ -63,7 +65,7 @@ def sparse(gram: FloatArray, dense: FloatArray, choose: Choice, method: str = "a
     scaled = gram / (spread[:, :, None] * spread[:, None])
     goal = dense * spread[:, :, None]
     kept = choose(np.abs(dense)) if method == "magnitude" else METHODS[method](scaled, goal, choose)
-    return np.asarray(refit(scaled, scaled @ goal, kept, goal) / spread[:, :, None])
+    return np.asarray(refit(scaled, scaled @ goal, kept, goal, steps) / spread[:, :, None])
 
 
 def _wanda(gram: FloatArray, goal: FloatArray, choose: Choice) -> BoolArray:
