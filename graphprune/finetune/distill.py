@@ -241,7 +241,8 @@ class _Student:
                 master.grad = None if weight.grad is None else weight.grad.float()
         optimizer.step()
         for weight, master in zip(self.weights, masters, strict=True):
-            weight.data.copy_(master.detach())
+            if master is not weight:
+                weight.data.copy_(master)
             weight.grad = None
 
     def _mixed(self, batch: Batch) -> Batch:
