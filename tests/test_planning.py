@@ -305,3 +305,14 @@ def test_a_model_without_weights_has_nothing_to_prune() -> None:
             attempt(model, target=0.5, **given)
     _, ledger = attempt(model, target=0.0)
     assert ledger.weights.before == 0
+
+
+@pytest.mark.parametrize("asked", [{"target": 0.5}, {"channels": 0.5}], ids=["target", "channels"])
+def test_a_weight_without_entries_is_passed_over(asked: dict[str, Any]) -> None:
+    net = Net()
+    data = net.input(["N", 8])
+    nothing = net.node("MatMul", [data, net.initializer(np.zeros((8, 0)), "nothing")], ["N", 0])
+    model = net.build(net.gemm(net.relu(net.gemm(data, 16)), 4), nothing)
+    result, ledger = attempt(model, **asked)
+    assert ledger.weights.sparsity >= 0.4
+    assert {tensor.name: list(tensor.dims) for tensor in result.graph.initializer}["nothing"] == [8, 0]

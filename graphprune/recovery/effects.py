@@ -81,7 +81,7 @@ def squared_error(reference: Values, values: Values) -> float:
     """Return the squared error over the variance, averaged over the outputs; infinite if one is not finite."""
     errors = []
     for one, other in zip(reference, values, strict=True):
-        spread = float(np.square(one - one.mean()).sum()) if np.isfinite(one).all() else 0.0
+        spread = float(np.square(one - one.mean()).sum()) if one.size and np.isfinite(one).all() else 0.0
         if spread > 0:
             error = float(np.square(one - other).sum()) / spread
             errors.append(error if np.isfinite(error) else np.inf)

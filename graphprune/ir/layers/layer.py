@@ -86,9 +86,14 @@ def _width(graph: Graph, node: Node) -> int:
 
 
 def _is_layer(graph: Graph, node: Node) -> bool:
-    """Whether the second input is a float matrix or kernel stored for this node alone, and the first is computed."""
+    """Whether the second input is a float matrix or kernel stored for this node alone, and the first is computed.
+
+    A matrix without entries is none: there is nothing to solve for.
+    """
     weight, data = node.input(1), node.input(0)
     if not graph.is_float(weight) or data in graph.constants or not any(node.outputs):
+        return False
+    if not all(graph.initializers[weight].dims):
         return False
     if len(graph.consumers[weight]) > 1 or weight in graph.outputs or node.inputs.count(weight) > 1:
         return False
