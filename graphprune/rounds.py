@@ -141,8 +141,13 @@ class Rounds:
             if queue.steps
         ]
         first = self.analysis
-        before = {name: getattr(first, name) for name in ("weights_before", "macs_before", "trained")}
-        return replace(again, queues=left, **before)
+        return replace(
+            again,
+            queues=left,
+            weights_before=first.weights_before,
+            macs_before=first.macs_before,
+            trained=first.trained,
+        )
 
     def _turn(self, state: State, current: Analysis, decision: Decision, part: Recipe) -> State:
         """Prune and train once.

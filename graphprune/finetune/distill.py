@@ -178,7 +178,7 @@ class _Student:
 
     def demand_gradients(self) -> None:
         """Demand that the loss tells how the weights should change."""
-        if not any(self._loss(batch).requires_grad for batch in self.lesson.batches[:1]):
+        if not self._loss(self.lesson.batches[0]).requires_grad:
             raise ModelError(
                 "the model cannot be distilled",
                 why="nothing that its layers compute depends on its weights but through rounding (QuantizeLinear)",

@@ -41,8 +41,8 @@ def frozen(module: nn.Module, kind: str) -> Iterator[list[str]]:
     -----
     Gradients that are there are dropped, so that momentum and weight decay do not move what is frozen either. Where its
     schedule is due, a `Pruner` still zeroes weights of frozen layers. LBFGS moves what is frozen by what it has seen
-    before: make it inside the block. DistributedDataParallel has to be made inside the
-    block: it waits for the gradients of all parameters that needed one when it was made.
+    before: make it inside the block. So has DistributedDataParallel to be: it waits for the gradients of all parameters
+    that needed one when it was made.
     """
     if kind not in KINDS:
         raise RecipeError(

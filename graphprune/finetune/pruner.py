@@ -110,15 +110,15 @@ class Pruner:
         self.targets = {name: _schedule_for(name, given, schedule, names) for name, given in (targets or {}).items()}
         self.steps = 0
         self.masks = Masks(self.graph, names)
-        before = {name: self.graph.parameter_of(name).detach().clone() for name in names}
+        # What step 0 takes is kept until the first step: a run that is resumed has not taken it.
+        due = any(schedule.due(0) for _, schedule in self._parts())
+        self._taken = {name: self.graph.parameter_of(name).detach().clone() for name in names if due}
         try:
             agree(module, self.masks.zeros.values())
             self._prune()
         except BaseException:
             self.masks.remove()
             raise
-        # What step 0 takes is kept until the first step: a run that is resumed has not taken it.
-        self._taken = before if schedule.due(0) or self.targets else {}
 
     def step(self) -> None:
         """Count a step of the optimizer, set more weights to zero where the schedule says so, and all zeros again.

@@ -68,8 +68,8 @@ ORDERS = {"GRU": (1, 0, 2), "LSTM": (0, 2, 3, 1), "RNN": (0,)}
 Results = tuple[Tensor, tuple[Tensor, ...]]
 """Y and the last states."""
 
-
 Kernel = Callable[..., tuple[Tensor, ...]]
+"""Of torch; what it is given differs with whether sequences are packed."""
 
 
 def _fails(kind: torch.dtype) -> bool:
